@@ -1,0 +1,142 @@
+package api
+
+import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/pocketbase/pocketbase/core"
+)
+
+// Page describes where a list stands. NextCursor is empty, null on the wire, at the end.
+type Page struct {
+	Limit      int
+	NextCursor string
+	Total      *int // nil unless the client asked for it
+}
+
+type pageJSON struct {
+	Limit      int     `json:"limit"`
+	HasNext    bool    `json:"hasNext"`
+	NextCursor *string `json:"nextCursor"`
+	Total      *int    `json:"total,omitempty"`
+}
+
+// MarshalJSON writes {limit, hasNext, nextCursor, total?}.
+func (p Page) MarshalJSON() ([]byte, error) {
+	out := pageJSON{Limit: p.Limit, HasNext: p.NextCursor != "", Total: p.Total}
+	if p.NextCursor != "" {
+		out.NextCursor = &p.NextCursor
+	}
+	return json.Marshal(out)
+}
+
+type envelope struct {
+	Success    bool            `json:"success"`
+	Data       json.RawMessage `json:"data"`
+	Pagination json.RawMessage `json:"pagination,omitempty"`
+	Timestamp  string          `json:"timestamp"`
+	RequestID  string          `json:"requestId"`
+}
+
+// Write answers {"success":true,"data":…,"timestamp","requestId"}. On GET it sets a weak ETag over the data and answers
+// 304 when the client has it already. data is marshalled first, so a value that cannot be marshalled is a 500 and not a
+// 200 with half a body.
+func Write(e *core.RequestEvent, status int, data any) error {
+	return write(e, status, data, nil)
+}
+
+// WritePage is Write for one page of a list.
+func WritePage(e *core.RequestEvent, data any, page Page) error {
+	return write(e, http.StatusOK, data, page)
+}
+
+func write(e *core.RequestEvent, status int, data, page any) error {
+	out := envelope{
+		Success: true, Timestamp: time.Now().UTC().Format(time.RFC3339Nano), RequestID: RequestOf(e.Request.Context()).ID,
+	}
+	var err error
+	if out.Data, err = marshal(data); err != nil {
+		return fmt.Errorf("marshal data: %w", err)
+	}
+	if page != nil {
+		if out.Pagination, err = marshal(page); err != nil {
+			return fmt.Errorf("marshal pagination: %w", err)
+		}
+	}
+	if e.Request.Method == http.MethodGet && status == http.StatusOK {
+		if NotModified(e, ETag(out.Data, out.Pagination)) {
+			return nil
+		}
+	}
+	body, err := json.Marshal(out)
+	if err != nil {
+		return fmt.Errorf("marshal envelope: %w", err)
+	}
+	return writeJSON(e.Response, status, "application/json", body)
+}
+
+func marshal(v any) (json.RawMessage, error) {
+	if raw, ok := v.(json.RawMessage); ok {
+		return raw, nil
+	}
+	return json.Marshal(v)
+}
+
+// ETag is a weak validator of the parts (RFC 9110 section 8.8.1): weak, because the envelope around them changes.
+func ETag(parts ...[]byte) string {
+	h := sha256.New()
+	for _, p := range parts {
+		_, _ = h.Write(p)
+		_, _ = h.Write([]byte{0})
+	}
+	return `W/"` + base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:16]) + `"`
+}
+
+// NotModified sets the validators of an answer and, when the client's If-None-Match names etag, answers 304 and reports
+// true. Answers depend on who asks, so they are private and must be revalidated.
+func NotModified(e *core.RequestEvent, etag string) bool {
+	h := e.Response.Header()
+	h.Set("ETag", etag)
+	h.Set("Cache-Control", "private, no-cache")
+	h.Add("Vary", "Authorization")
+	if !matchesETag(e.Request.Header.Values("If-None-Match"), etag) {
+		return false
+	}
+	e.Response.WriteHeader(http.StatusNotModified)
+	return true
+}
+
+// matchesETag compares weakly, as RFC 9110 section 13.1.2 demands for If-None-Match.
+func matchesETag(headers []string, etag string) bool {
+	want := strings.TrimPrefix(etag, "W/")
+	for _, h := range headers {
+		for candidate := range strings.SplitSeq(h, ",") {
+			candidate = strings.TrimSpace(candidate)
+			if candidate == "*" || strings.TrimPrefix(candidate, "W/") == want {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func writeJSON(w http.ResponseWriter, status int, contentType string, body []byte) error {
+	h := w.Header()
+	h.Set("Content-Type", contentType)
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	w.WriteHeader(status)
+	_, err := w.Write(body)
+	return err
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	return slices.Sorted(maps.Keys(m))
+}
