@@ -85,6 +85,7 @@ func New(cfg Config) extensions.Extension {
 			e.Router.GET(Prefix, notFound)
 			return nil
 		},
+		Checks: []extensions.Check{{Name: "drain", Ready: true, Run: drain.check}},
 		Metrics: []extensions.Metric{{
 			Name: "satchel_api_requests_in_flight_count", Help: "Requests that are being answered.",
 			Read: func() float64 { return float64(inFlight.n.Load()) },

@@ -10,6 +10,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
 
+	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/internal/pb"
 )
 
@@ -55,6 +56,14 @@ func (d *drainer) isDraining() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.draining
+}
+
+// check takes a stopping server out of a load balancer before its listener closes.
+func (d *drainer) check(context.Context, *extensions.Host) extensions.Result {
+	if d.isDraining() {
+		return extensions.Result{Level: extensions.Fail, Message: "the server is stopping", Next: "send requests elsewhere"}
+	}
+	return extensions.Result{Level: extensions.OK, Message: "accepting requests"}
 }
 
 func (d *drainer) drain(app core.App) {

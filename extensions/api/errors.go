@@ -79,8 +79,7 @@ func tooLarge(err error) error {
 	if errors.As(err, &limit) {
 		return Fail(ErrBodyTooLarge, "").Because(err)
 	}
-	var apiErr *router.ApiError
-	if errors.As(err, &apiErr) {
+	if apiErr, ok := errors.AsType[*router.ApiError](err); ok {
 		if cause, ok := apiErr.RawData().(error); ok && errors.As(cause, &limit) {
 			return Fail(ErrBodyTooLarge, "").Because(err)
 		}

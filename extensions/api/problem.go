@@ -89,12 +89,10 @@ func (p *Problem) As(target any) bool {
 // asProblem turns any error of a handler into a problem. PocketBase's default for an unknown error is 400; here it is
 // the server's own fault, so that clients keep their data and retry.
 func asProblem(err error) *Problem {
-	var p *Problem
-	if errors.As(err, &p) {
+	if p, ok := errors.AsType[*Problem](err); ok {
 		return p
 	}
-	var code *extensions.Code
-	if errors.As(err, &code) {
+	if code, ok := errors.AsType[*extensions.Code](err); ok {
 		return &Problem{Code: code, Cause: err}
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -103,8 +101,7 @@ func asProblem(err error) *Problem {
 	if errors.Is(err, context.Canceled) { // the client has gone, or the server is stopping
 		return &Problem{Code: ErrUnavailable, RetryAfter: time.Second, Cause: err}
 	}
-	var apiErr *router.ApiError
-	if errors.As(err, &apiErr) {
+	if apiErr, ok := errors.AsType[*router.ApiError](err); ok {
 		return fromStock(apiErr)
 	}
 	return &Problem{Code: ErrInternal, Cause: err}

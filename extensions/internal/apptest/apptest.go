@@ -58,7 +58,7 @@ func New(t testing.TB, list ...extensions.Extension) *App {
 func open(t testing.TB, dir string, list []extensions.Extension) *App {
 	t.Helper()
 	app := core.NewBaseApp(core.BaseAppConfig{DataDir: dir})
-	h := &extensions.Host{App: app, Version: "test", Logger: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	h := &extensions.Host{App: app, Version: "test", Logger: slog.New(slog.DiscardHandler)}
 	if err := extensions.Install(h, list); err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +93,10 @@ func (a *App) serve(t testing.TB) {
 	t.Cleanup(server.Close)
 }
 
-var templates sync.Map // names of extensions -> *snapshot
+var templates = struct { //nolint:gochecknoglobals // one template per process is the point of this package
+	sync.Mutex
+	byNames map[string]*snapshot
+}{byNames: map[string]*snapshot{}}
 
 // snapshot is a migrated data folder, held in memory.
 type snapshot struct {
@@ -109,8 +112,14 @@ func template(t testing.TB, list []extensions.Extension) fs.FS {
 	for i, x := range list {
 		names[i] = x.Name
 	}
-	v, _ := templates.LoadOrStore(strings.Join(names, ","), &snapshot{})
-	s := v.(*snapshot)
+	key := strings.Join(names, ",")
+	templates.Lock()
+	s := templates.byNames[key]
+	if s == nil {
+		s = &snapshot{}
+		templates.byNames[key] = s
+	}
+	templates.Unlock()
 	s.once.Do(func() { s.files, s.err = migrated(t, list) })
 	if s.err != nil {
 		t.Fatalf("make template: %v", s.err)

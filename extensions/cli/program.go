@@ -1,0 +1,94 @@
+package cli
+
+import (
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/pocketbase/pocketbase"
+	"github.com/pocketbase/pocketbase/apis"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/plugins/jsvm"
+	"github.com/pocketbase/pocketbase/plugins/migratecmd"
+	"github.com/pocketbase/pocketbase/tools/hook"
+	"github.com/spf13/cobra"
+)
+
+// Program is what main knows and the command line needs.
+type Program struct {
+	Version string
+	DataDir string        // default of --dir
+	HTTP    string        // default of serve --http
+	Queries time.Duration // default of --queryTimeout
+
+	// Public is served where the folder of --publicDir has no such file.
+	Public fs.FS
+}
+
+// New creates the application and its root command with what the stock binary has: flags, JavaScript hooks and
+// migrations, the migrate command and the public folder. Its self-update command is left out, because it would replace
+// this program by PocketBase. args are the program's arguments without its name.
+func New(p Program, args []string) *pocketbase.PocketBase {
+	pb := pocketbase.NewWithConfig(pocketbase.Config{
+		DefaultDataDir: p.DataDir, DefaultQueryTimeout: p.Queries, HideStartBanner: true,
+	})
+	root := pb.RootCmd
+	root.Use, root.Short, root.Version = "satchel", "The backend of a mobile app, in one program", p.Version
+	root.SetErr(os.Stderr)
+	flags := root.PersistentFlags()
+	flags.Bool("json", false, "print machine-readable output")
+	hooksDir := flags.String("hooksDir", "", "the folder of JavaScript hooks (default: pb_hooks beside the data folder)")
+	hooksWatch := flags.Bool("hooksWatch", true, "restart when a hook file changes")
+	hooksPool := flags.Int("hooksPool", 15, "how many JavaScript runtimes are kept ready")
+	migrationsDir := flags.String("migrationsDir", "", "the folder of JavaScript migrations (default: pb_migrations beside the data folder)")
+	automigrate := flags.Bool("automigrate", true, "write a migration when a collection is changed in the dashboard")
+	publicDir := flags.String("publicDir", "pb_public", "the folder of static files")
+	indexFallback := flags.Bool("indexFallback", true, "answer index.html for missing static files, as single-page apps need")
+	_ = root.ParseFlags(args) // mistakes are reported when the command runs
+
+	jsvm.MustRegister(pb, jsvm.Config{
+		MigrationsDir: *migrationsDir, HooksDir: *hooksDir, HooksWatch: *hooksWatch, HooksPoolSize: *hooksPool,
+	})
+	migratecmd.MustRegister(pb, root, migratecmd.Config{
+		TemplateLang: migratecmd.TemplateLangJS, Automigrate: *automigrate, Dir: *migrationsDir,
+	})
+	pb.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
+		Id:       "satchelPublic",
+		Priority: 999, // as in the stock binary: routes of the app come first
+		Func: func(e *core.ServeEvent) error {
+			if !e.Router.HasRoute(http.MethodGet, "/{path...}") {
+				e.Router.GET("/{path...}", apis.Static(overlay{os.DirFS(*publicDir), p.Public}, *indexFallback))
+			}
+			return e.Next()
+		},
+	})
+	return pb
+}
+
+// overlay serves the first file system's file, else the second's.
+type overlay struct{ first, second fs.FS }
+
+func (o overlay) Open(name string) (fs.File, error) {
+	f, err := o.first.Open(name)
+	if err != nil && o.second != nil {
+		return o.second.Open(name)
+	}
+	return f, err
+}
+
+// Version is the command that prints the program's version.
+func Version(version string) *cobra.Command {
+	return NoDatabase(&cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs, Example: "satchel version",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if JSON(cmd) {
+				_, err := fmt.Fprintf(cmd.OutOrStdout(), "{\"version\":%q,\"pocketbase\":%q}\n", version, pocketBaseVersion())
+				return err
+			}
+			_, err := fmt.Fprintf(cmd.OutOrStdout(), "satchel %s (PocketBase %s)\n", version, pocketBaseVersion())
+			return err
+		},
+	})
+}
