@@ -52,7 +52,7 @@ func New(cfg Config) extensions.Extension {
 		Settings: cfg,
 		Codes:    Codes(),
 		Migrations: []extensions.Migration{
-			{Unix: 1767225600, What: "enable_batch", Up: enableBatch(cfg)},
+			{Unix: 1767225600, What: "enable_batch", Up: enableBatch},
 		},
 		Bind: func(h *extensions.Host) error {
 			h.App.OnBatchRequest().BindFunc(canonicalBatch)

@@ -27,6 +27,7 @@ func probe() extensions.Extension {
 		Name: "probe",
 		Routes: func(g *router.RouterGroup[*core.RequestEvent]) {
 			g.GET("/ok", func(e *core.RequestEvent) error { return api.Write(e, http.StatusOK, map[string]string{"a": "b"}) })
+			g.GET("/markup", func(e *core.RequestEvent) error { return api.Write(e, http.StatusOK, map[string]string{"a": "<b>&"}) })
 			g.GET("/big", func(e *core.RequestEvent) error {
 				return api.Write(e, http.StatusOK, strings.Repeat("compressible ", 1000))
 			})
@@ -85,6 +86,15 @@ func TestAnswers(t *testing.T) {
 				stamp, _ := r.JSON(t)["timestamp"].(string)
 				if at, err := time.Parse(time.RFC3339, stamp); err != nil || at.Location() != time.UTC {
 					t.Errorf("timestamp %q is not RFC 3339 UTC", stamp)
+				}
+			},
+		},
+		{Name: "markup is not escaped", Request: apptest.Request{Path: "/api/v1/probe/markup"}, Status: 200, Contains: []string{`"data":{"a":"<b>&"}`}},
+		{
+			Name: "HEAD has the validators of GET", Request: apptest.Request{Method: "HEAD", Path: "/api/v1/probe/ok"}, Status: 200,
+			After: func(t testing.TB, _ *apptest.App, r apptest.Response) {
+				if r.Header.Get("ETag") == "" || len(r.Body) > 0 {
+					t.Errorf("ETag %q, body %q", r.Header.Get("ETag"), r.Body)
 				}
 			},
 		},

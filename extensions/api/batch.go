@@ -6,16 +6,20 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 )
 
-// enableBatch turns on PocketBase's batch endpoint with limits, once: afterwards the dashboard decides.
-func enableBatch(cfg Config) func(core.App) error {
-	return func(app core.App) error {
-		s := app.Settings()
-		s.Batch.Enabled = true
-		s.Batch.MaxRequests = cfg.BatchMax
-		s.Batch.Timeout = int64(cfg.BatchTimeout.Seconds())
-		s.Batch.MaxBodySize = int64(cfg.MaxBody)
-		return app.Save(s)
-	}
+// Limits of a batch on a new server: PocketBase's own defaults for an endpoint that it leaves switched off. A batch
+// holds the only write lock, so both are small.
+const (
+	batchRequests = 50
+	batchSeconds  = 3
+)
+
+// enableBatch turns on PocketBase's batch endpoint, once: afterwards the dashboard decides.
+func enableBatch(app core.App) error {
+	s := app.Settings()
+	s.Batch.Enabled = true
+	s.Batch.MaxRequests = batchRequests
+	s.Batch.Timeout = batchSeconds
+	return app.Save(s)
 }
 
 // canonicalBatch lets the inner requests of a batch use the paths of /api/v1, which PocketBase's table of actions does

@@ -29,9 +29,6 @@ type Config struct {
 	RecommendedVersion Versions `env:"RECOMMENDED_VERSION" default:"" help:"app version below which answers carry X-App-Upgrade: recommended"`
 
 	StoreURL []string `env:"STORE_URL" default:"" help:"where to get a newer app, as URL or ios=URL,android=URL"`
-
-	BatchMax     int           `env:"BATCH_MAX" default:"50" help:"most requests in one batch"`
-	BatchTimeout time.Duration `env:"BATCH_TIMEOUT" default:"3s" help:"longest time for one batch transaction"`
 }
 
 // Validate reports values that cannot work.
@@ -43,10 +40,6 @@ func (c Config) Validate() error {
 		return errors.New("DEADLINE: must be at least 1s")
 	case c.Drain < 0:
 		return errors.New("DRAIN: must not be negative")
-	case c.BatchMax < 1:
-		return errors.New("BATCH_MAX: must be at least 1")
-	case c.BatchTimeout < time.Second:
-		return errors.New("BATCH_TIMEOUT: must be at least 1s")
 	}
 	return nil
 }

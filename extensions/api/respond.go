@@ -1,6 +1,7 @@
 package api
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
@@ -71,12 +72,11 @@ func write(e *core.RequestEvent, status int, data, page any) error {
 			return fmt.Errorf("marshal pagination: %w", err)
 		}
 	}
-	if e.Request.Method == http.MethodGet && status == http.StatusOK {
-		if NotModified(e, ETag(out.Data, out.Pagination)) {
-			return nil
-		}
+	reading := e.Request.Method == http.MethodGet || e.Request.Method == http.MethodHead
+	if reading && status == http.StatusOK && NotModified(e, ETag(out.Data, out.Pagination)) {
+		return nil
 	}
-	body, err := json.Marshal(out)
+	body, err := marshal(out)
 	if err != nil {
 		return fmt.Errorf("marshal envelope: %w", err)
 	}
@@ -87,7 +87,13 @@ func marshal(v any) (json.RawMessage, error) {
 	if raw, ok := v.(json.RawMessage); ok {
 		return raw, nil
 	}
-	return json.Marshal(v)
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false) // the answer is JSON and never HTML; PocketBase does not escape either
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(buf.Bytes(), []byte("\n")), nil
 }
 
 // ETag is a weak validator of the parts (RFC 9110 section 8.8.1): weak, because the envelope around them changes.

@@ -1,5 +1,5 @@
-// Package cli is the command line of the program: PocketBase's root command with the plugins of the stock binary, the
-// serve command, exit codes and the form of errors.
+// Package cli holds the manners of the command line: exit codes, the form of errors, machine-readable output, and which
+// commands must not touch the database.
 //
 // Exit codes are part of the contract: 0 done, 1 it failed, 2 the command line or the settings are wrong, 3 a check
 // found problems. An error is three lines on standard error: what failed, why, and what to do next; with --json it is

@@ -1,10 +1,16 @@
-package cli
+// Package program makes the application that main runs: PocketBase with what its stock binary has (JavaScript hooks and
+// migrations, the migrate and superuser commands, the public folder), and the commands serve and version.
+//
+// The link with which the first admin is created is shown on a terminal and nowhere else. Settings, tables and routes:
+// none of its own.
+package program
 
 import (
 	"fmt"
 	"io/fs"
 	"net/http"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/pocketbase/pocketbase"
@@ -14,10 +20,12 @@ import (
 	"github.com/pocketbase/pocketbase/plugins/migratecmd"
 	"github.com/pocketbase/pocketbase/tools/hook"
 	"github.com/spf13/cobra"
+
+	"github.com/satchelbase/satchel/extensions/cli"
 )
 
-// Program is what main knows and the command line needs.
-type Program struct {
+// Info is what main knows about the program.
+type Info struct {
 	Version string
 	DataDir string        // default of --dir
 	HTTP    string        // default of serve --http
@@ -30,12 +38,12 @@ type Program struct {
 // New creates the application and its root command with what the stock binary has: flags, JavaScript hooks and
 // migrations, the migrate command and the public folder. Its self-update command is left out, because it would replace
 // this program by PocketBase. args are the program's arguments without its name.
-func New(p Program, args []string) *pocketbase.PocketBase {
+func New(info Info, args []string) *pocketbase.PocketBase {
 	pb := pocketbase.NewWithConfig(pocketbase.Config{
-		DefaultDataDir: p.DataDir, DefaultQueryTimeout: p.Queries, HideStartBanner: true,
+		DefaultDataDir: info.DataDir, DefaultQueryTimeout: info.Queries, HideStartBanner: true,
 	})
 	root := pb.RootCmd
-	root.Use, root.Short, root.Version = "satchel", "The backend of a mobile app, in one program", p.Version
+	root.Use, root.Short, root.Version = "satchel", "The backend of a mobile app, in one program", info.Version
 	root.SetErr(os.Stderr)
 	flags := root.PersistentFlags()
 	flags.Bool("json", false, "print machine-readable output")
@@ -59,12 +67,31 @@ func New(p Program, args []string) *pocketbase.PocketBase {
 		Priority: 999, // as in the stock binary: routes of the app come first
 		Func: func(e *core.ServeEvent) error {
 			if !e.Router.HasRoute(http.MethodGet, "/{path...}") {
-				e.Router.GET("/{path...}", apis.Static(overlay{os.DirFS(*publicDir), p.Public}, *indexFallback))
+				e.Router.GET("/{path...}", apis.Static(overlay{os.DirFS(*publicDir), info.Public}, *indexFallback))
 			}
 			return e.Next()
 		},
 	})
 	return pb
+}
+
+// Sandbox returns an application on another data folder with the JavaScript hooks and migrations of pb. It neither
+// reads the command line nor watches for changes, and is not open yet.
+func Sandbox(pb *pocketbase.PocketBase, dataDir string) (core.App, error) {
+	beside := func(flag, name string) string {
+		if dir, err := pb.RootCmd.PersistentFlags().GetString(flag); err == nil && dir != "" {
+			return dir
+		}
+		return filepath.Join(pb.DataDir(), "..", name)
+	}
+	app := core.NewBaseApp(core.BaseAppConfig{DataDir: dataDir})
+	err := jsvm.Register(app, jsvm.Config{
+		HooksDir: beside("hooksDir", "pb_hooks"), MigrationsDir: beside("migrationsDir", "pb_migrations"), HooksPoolSize: 1,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("load JavaScript hooks: %w", err)
+	}
+	return app, nil
 }
 
 // overlay serves the first file system's file, else the second's.
@@ -80,10 +107,10 @@ func (o overlay) Open(name string) (fs.File, error) {
 
 // Version is the command that prints the program's version.
 func Version(version string) *cobra.Command {
-	return NoDatabase(&cobra.Command{
+	return cli.NoDatabase(&cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs, Example: "satchel version",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if JSON(cmd) {
+			if cli.JSON(cmd) {
 				_, err := fmt.Fprintf(cmd.OutOrStdout(), "{\"version\":%q,\"pocketbase\":%q}\n", version, pocketBaseVersion())
 				return err
 			}

@@ -1,4 +1,4 @@
-package cli
+package program
 
 import (
 	"errors"
@@ -24,11 +24,11 @@ import (
 const installerLifetime = 30 * time.Minute
 
 // Commands are the commands of the program itself; the extensions bring the others.
-func Commands(h *extensions.Host, p Program) []*cobra.Command {
-	return []*cobra.Command{Version(p.Version), serve(h, p), cmd.NewSuperuserCommand(h.App)}
+func Commands(h *extensions.Host, info Info) []*cobra.Command {
+	return []*cobra.Command{Version(info.Version), serve(h, info), cmd.NewSuperuserCommand(h.App)}
 }
 
-func serve(h *extensions.Host, p Program) *cobra.Command {
+func serve(h *extensions.Host, info Info) *cobra.Command {
 	var httpAddr, httpsAddr string
 	c := &cobra.Command{
 		Use: "serve [domain...]", Short: "Start the server",
@@ -39,7 +39,7 @@ func serve(h *extensions.Host, p Program) *cobra.Command {
 				httpsAddr = "0.0.0.0:443"
 			}
 			if httpAddr == "" {
-				httpAddr = p.HTTP
+				httpAddr = info.HTTP
 				if len(domains) > 0 {
 					httpAddr = "0.0.0.0:80"
 				}
@@ -48,7 +48,7 @@ func serve(h *extensions.Host, p Program) *cobra.Command {
 			if httpsAddr != "" {
 				scheme = "https://"
 			}
-			h.App.OnServe().Bind(&hook.Handler[*core.ServeEvent]{Id: "satchelWelcome", Priority: -9998, Func: welcome(h, p, scheme)})
+			h.App.OnServe().Bind(&hook.Handler[*core.ServeEvent]{Id: "satchelWelcome", Priority: -9998, Func: welcome(h, info, scheme)})
 			err := apis.Serve(h.App, apis.ServeConfig{HttpAddr: httpAddr, HttpsAddr: httpsAddr, CertificateDomains: domains})
 			if errors.Is(err, http.ErrServerClosed) {
 				return nil
@@ -56,14 +56,14 @@ func serve(h *extensions.Host, p Program) *cobra.Command {
 			return err
 		},
 	}
-	c.Flags().StringVar(&httpAddr, "http", "", "TCP address of the HTTP server (default "+p.HTTP+", or 0.0.0.0:80 with domains)")
+	c.Flags().StringVar(&httpAddr, "http", "", "TCP address of the HTTP server (default "+info.HTTP+", or 0.0.0.0:80 with domains)")
 	c.Flags().StringVar(&httpsAddr, "https", "", "TCP address of the HTTPS server (default 0.0.0.0:443 with domains)")
 	return c
 }
 
 // welcome says where the server is. The link for the first admin holds a token: it is shown on a terminal only, so that
 // it never ends up in a journal or a container's log.
-func welcome(h *extensions.Host, p Program, scheme string) func(e *core.ServeEvent) error {
+func welcome(h *extensions.Host, info Info, scheme string) func(e *core.ServeEvent) error {
 	terminal := isatty.IsTerminal(os.Stdout.Fd())
 	return func(e *core.ServeEvent) error {
 		e.InstallerFunc = func(_ core.App, superuser *core.Record, baseURL string) error {
@@ -82,11 +82,11 @@ func welcome(h *extensions.Host, p Program, scheme string) func(e *core.ServeEve
 		}
 		base := scheme + e.Server.Addr
 		if !terminal {
-			h.Logger.Info("server started", slog.String("url", base), slog.String("version", p.Version), slog.String("dataDir", h.App.DataDir()))
+			h.Logger.Info("server started", slog.String("url", base), slog.String("version", info.Version), slog.String("dataDir", h.App.DataDir()))
 			return nil
 		}
 		return printf(os.Stdout, "\nsatchel %s  data %s\n\n  API        %s/api/v1\n  Health     %s/api/v1/health\n  Dashboard  %s/_/\n",
-			p.Version, h.App.DataDir(), base, base, base)
+			info.Version, h.App.DataDir(), base, base, base)
 	}
 }
 
@@ -97,8 +97,8 @@ func printf(w io.Writer, format string, args ...any) error {
 
 // pocketBaseVersion reads the linked version from the build information.
 func pocketBaseVersion() string {
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, dep := range info.Deps {
+	if build, ok := debug.ReadBuildInfo(); ok {
+		for _, dep := range build.Deps {
 			if dep.Path == "github.com/pocketbase/pocketbase" {
 				return dep.Version
 			}

@@ -1,0 +1,150 @@
+// Satchel is the backend of a mobile app in one program. This file is its table of contents: the settings, the
+// features, the app's own hooks, and the command line.
+package main
+
+import (
+	"embed"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/pocketbase/pocketbase"
+	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/cli"
+	"github.com/satchelbase/satchel/extensions/demo"
+	"github.com/satchelbase/satchel/extensions/deploy"
+	"github.com/satchelbase/satchel/extensions/doctor"
+	"github.com/satchelbase/satchel/extensions/health"
+	"github.com/satchelbase/satchel/extensions/logs"
+	"github.com/satchelbase/satchel/extensions/program"
+	"github.com/satchelbase/satchel/extensions/ratelimit"
+	"github.com/satchelbase/satchel/extensions/records"
+	"github.com/satchelbase/satchel/extensions/rules"
+	"github.com/satchelbase/satchel/extensions/sessions"
+	"github.com/satchelbase/satchel/extensions/settings"
+	"github.com/satchelbase/satchel/hooks"
+	_ "github.com/satchelbase/satchel/migrations"
+)
+
+//go:embed all:pb_public
+var public embed.FS
+
+// version is set by the build.
+var version = "dev"
+
+// program holds the settings that belong to no feature.
+type general struct {
+	Mode      string        `env:"MODE" default:"development" help:"development or production"`
+	DataDir   string        `env:"DATA_DIR" default:"pb_data" help:"folder of the databases and files; --dir wins"`
+	HTTP      string        `env:"HTTP" default:"127.0.0.1:8090" help:"address of the HTTP server; serve --http wins"`
+	PublicURL string        `env:"PUBLIC_URL" default:"" help:"where apps reach the server, such as https://api.example.com"`
+	Queries   time.Duration `env:"QUERY_TIMEOUT" default:"30s" help:"longest time for one SQL query"`
+}
+
+// Validate refuses an unknown mode: a typing mistake must not switch the safeguards of production off.
+func (g general) Validate() error {
+	if g.Mode != "development" && g.Mode != "production" {
+		return errors.New("MODE: must be development or production")
+	}
+	return nil
+}
+
+func (g general) production() bool { return g.Mode == "production" }
+
+// config is every section of the settings.
+type config struct {
+	settings  *settings.Settings
+	general   general
+	api       api.Config
+	logs      logs.Config
+	ratelimit ratelimit.Config
+	records   records.Config
+	health    health.Config
+}
+
+func read(s *settings.Settings) config {
+	return config{
+		settings:  s,
+		general:   settings.Section[general](s, ""),
+		api:       settings.Section[api.Config](s, "api"),
+		logs:      settings.Section[logs.Config](s, "logs"),
+		ratelimit: settings.Section[ratelimit.Config](s, "ratelimit"),
+		records:   settings.Section[records.Config](s, "records"),
+		health:    settings.Section[health.Config](s, "health"),
+	}
+}
+
+// features lists what this program can do. The order is that of start-up; the first is outermost around a request.
+func features(cfg config, pb *pocketbase.PocketBase) []extensions.Extension {
+	var list []extensions.Extension
+	all := func() []extensions.Extension { return list }
+	list = []extensions.Extension{
+		api.New(cfg.api),
+		logs.New(cfg.logs),
+		ratelimit.New(cfg.ratelimit),
+		sessions.New(),
+		records.New(cfg.records),
+		health.New(cfg.health, all),
+		demo.New(),
+		rules.New(func(dataDir string) (core.App, error) {
+			app, err := program.Sandbox(pb, dataDir)
+			if err != nil {
+				return nil, err
+			}
+			_, _, err = install(cfg, pb, app)
+			return app, err
+		}),
+		deploy.New(),
+		doctor.New(all, doctor.Info{
+			Settings: cfg.settings, Production: cfg.general.production(), DataDir: pb.DataDir, Addr: func() string { return cfg.general.HTTP },
+			PublicURL: cfg.general.PublicURL, TrustedProxies: len(cfg.api.TrustedProxies),
+		}),
+	}
+	return list
+}
+
+// install binds the features and the app's own hooks to an application that is not open yet.
+func install(cfg config, pb *pocketbase.PocketBase, app core.App) (*extensions.Host, []extensions.Extension, error) {
+	h := &extensions.Host{
+		App: app, Version: version, Production: cfg.general.production(), Logger: slog.New(logs.Handler(os.Stderr, cfg.logs)),
+	}
+	list := features(cfg, pb)
+	if err := extensions.Install(h, list); err != nil {
+		return nil, nil, err
+	}
+	hooks.Bind(app, hooks.Deps{})
+	return h, list, nil
+}
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	file, err := settings.ReadFile(".env")
+	if err != nil {
+		return cli.Report(os.Stderr, cli.Fail(cli.ExitUsage, "the file .env cannot be read", err.Error(), "mend it or move it away"), false)
+	}
+	cfg := read(settings.Load(append(file, os.Environ()...)))
+	site, err := fs.Sub(public, "pb_public")
+	if err != nil {
+		return cli.Report(os.Stderr, err, false)
+	}
+	info := program.Info{Version: version, DataDir: cfg.general.DataDir, HTTP: cfg.general.HTTP, Queries: cfg.general.Queries, Public: site}
+	pb := program.New(info, args)
+	h, list, err := install(cfg, pb, pb)
+	if err != nil {
+		return cli.Report(os.Stderr, err, false)
+	}
+	pb.RootCmd.AddCommand(program.Commands(h, info)...)
+	pb.RootCmd.AddCommand(cli.NoDatabase(cfg.settings.Command()))
+	for _, x := range list {
+		if x.Commands != nil {
+			pb.RootCmd.AddCommand(x.Commands(h.For(x))...)
+		}
+	}
+	return cli.Run(pb, args, cfg.settings.Err())
+}
