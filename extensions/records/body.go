@@ -1,0 +1,165 @@
+package records
+
+import (
+	"encoding/json/jsontext"
+	jsonv2 "encoding/json/v2"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
+	"github.com/pocketbase/pocketbase/tools/router"
+
+	"github.com/satchelbase/satchel/extensions/api"
+)
+
+const (
+	// bodyCheckPriority is behind the body limit (-990) and before anything that acts on the body.
+	bodyCheckPriority = -970
+
+	// maxFieldErrors bounds the answer to a body that is wrong in every member.
+	maxFieldErrors = 50
+)
+
+// The routes of PocketBase's generated API whose bodies are checked.
+const (
+	createPattern = "POST /api/collections/{collection}/records"
+	updatePattern = "PATCH /api/collections/{collection}/records/{id}"
+	batchPattern  = "POST /api/batch"
+)
+
+// batchWritePattern is a write in a batch; PUT creates or updates.
+var batchWritePattern = regexp.MustCompile(`^(POST|PUT|PATCH) /api(?:/v1)?/collections/([^/?]+)/records(?:[/?].*)?$`)
+
+// bodyCheck refuses JSON bodies with unknown members or wrong types before the generated API reads them. It works below
+// /api/v1 only; the stock paths stay as lenient as stock. Multipart bodies are text and have no types to check.
+func bodyCheck() *hook.Handler[*core.RequestEvent] {
+	return &hook.Handler[*core.RequestEvent]{
+		Id: "satchelRecordBody", Priority: bodyCheckPriority,
+		Func: func(e *core.RequestEvent) error {
+			if !api.RequestOf(e.Request.Context()).Versioned || !hasJSON(e.Request) {
+				return e.Next()
+			}
+			var err error
+			switch e.Request.Pattern {
+			case createPattern, updatePattern:
+				err = checkRecord(e)
+			case batchPattern:
+				err = checkBatch(e)
+			}
+			if err != nil {
+				return err
+			}
+			return e.Next()
+		},
+	}
+}
+
+// hasJSON reports whether the generated API would read a JSON body.
+func hasJSON(r *http.Request) bool {
+	return r.ContentLength != 0 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/json")
+}
+
+func checkRecord(e *core.RequestEvent) error {
+	collection := cachedCollection(e.App, e.Request.PathValue("collection"))
+	body, err := readBody(e)
+	if err != nil {
+		return err
+	}
+	members, err := object(body)
+	if err != nil {
+		return err
+	}
+	c := checker{superuser: e.HasSuperuserAuth()}
+	if collection != nil && c.writable(collection, e.Request.Method) {
+		c.check(collection, members, "")
+	}
+	return c.problem()
+}
+
+// checkBatch checks the bodies inside a batch. Its members are read as PocketBase reads them: names in any case.
+func checkBatch(e *core.RequestEvent) error {
+	if !e.App.Settings().Batch.Enabled {
+		return nil // the handler says so
+	}
+	body, err := readBody(e)
+	if err != nil {
+		return err
+	}
+	if _, err := object(body); err != nil {
+		return err
+	}
+	var batch struct {
+		Requests []struct {
+			Method string         `json:"method"`
+			URL    string         `json:"url"`
+			Body   jsontext.Value `json:"body"`
+		} `json:"requests"`
+	}
+	if err := jsonv2.Unmarshal(body, &batch, jsonv2.MatchCaseInsensitiveNames(true)); err != nil {
+		return malformed(err)
+	}
+	c := checker{superuser: e.HasSuperuserAuth()}
+	for i, r := range batch.Requests {
+		m := batchWritePattern.FindStringSubmatch(strings.ToUpper(r.Method) + " " + r.URL)
+		if m == nil || len(r.Body) == 0 {
+			continue
+		}
+		collection := cachedCollection(e.App, m[2])
+		if collection == nil || !c.writable(collection, m[1]) {
+			continue
+		}
+		prefix := "requests." + strconv.Itoa(i) + ".body"
+		members, err := object(r.Body)
+		if err != nil {
+			c.add(prefix, ErrFieldType, "must be an object")
+			continue
+		}
+		c.check(collection, members, prefix+".")
+	}
+	return c.problem()
+}
+
+// readBody reads the body, which the outer handler has limited, to its end and rewinds it for the handler.
+func readBody(e *core.RequestEvent) ([]byte, error) {
+	body, err := io.ReadAll(e.Request.Body)
+	if err != nil {
+		var limit *http.MaxBytesError
+		var stock *router.ApiError
+		if errors.As(err, &limit) || errors.As(err, &stock) {
+			return nil, api.Fail(api.ErrBodyTooLarge, "").Because(err)
+		}
+		return nil, api.Fail(api.ErrBodyMalformed, "the body ended early").Because(err)
+	}
+	if r, ok := e.Request.Body.(router.Rereader); ok {
+		r.Reread()
+	}
+	return body, nil
+}
+
+// object parses exactly one JSON object: no duplicate names at any depth, no invalid UTF-8, nothing behind it.
+func object(body []byte) (map[string]jsontext.Value, error) {
+	if jsontext.Value(body).Kind() != '{' {
+		if !jsontext.Value(body).IsValid() {
+			return nil, api.Fail(api.ErrBodyMalformed, "the body is not valid JSON")
+		}
+		return nil, api.Fail(api.ErrBodyMalformed, "the body must be a JSON object")
+	}
+	var members map[string]jsontext.Value
+	if err := jsonv2.Unmarshal(body, &members); err != nil {
+		return nil, malformed(err)
+	}
+	return members, nil
+}
+
+func malformed(err error) error {
+	if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
+		return api.Fail(api.ErrBodyMalformed, fmt.Sprintf("%v at byte %d", syntax.Err, syntax.ByteOffset)).Because(err)
+	}
+	return api.Fail(api.ErrBodyMalformed, "the body does not have the expected form").Because(err)
+}
