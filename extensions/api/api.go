@@ -13,7 +13,6 @@ import (
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
-	"github.com/pocketbase/pocketbase/tools/router"
 
 	"github.com/satchelbase/satchel/extensions"
 )
@@ -79,10 +78,6 @@ func New(cfg Config) extensions.Extension {
 				e.Server.Protocols.SetUnencryptedHTTP2(true)
 			}
 			drain.own(e.Server)
-			notFound := func(*core.RequestEvent) error { return router.NewNotFoundError("", nil) }
-			// Without these, a mistyped API path would be answered with the index page of the public folder.
-			e.Router.GET("/api/{path...}", notFound)
-			e.Router.GET(Prefix, notFound)
 			return nil
 		},
 		Checks: []extensions.Check{{Name: "drain", Ready: true, Run: drain.check}},

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -71,6 +72,15 @@ func errorWriter() *hook.Handler[*core.RequestEvent] {
 			return writeJSON(e.Response, p.Code.Status, contentType, body)
 		},
 	}
+}
+
+// StatusOf is the status with which the error of a handler will be answered, for what looks at it before it is written.
+func StatusOf(ctx context.Context, err error) int {
+	err = tooLarge(err)
+	if RequestOf(ctx).Versioned {
+		return asProblem(err).Code.Status
+	}
+	return router.ToApiError(err).Status
 }
 
 // tooLarge recognises the body limit behind the general error that a failed read of the body becomes.

@@ -72,8 +72,7 @@ func write(e *core.RequestEvent, status int, data, page any) error {
 			return fmt.Errorf("marshal pagination: %w", err)
 		}
 	}
-	reading := e.Request.Method == http.MethodGet || e.Request.Method == http.MethodHead
-	if reading && status == http.StatusOK && NotModified(e, ETag(out.Data, out.Pagination)) {
+	if cacheable(e, status) && NotModified(e, ETag(out.Data, out.Pagination)) {
 		return nil
 	}
 	body, err := marshal(out)
@@ -81,6 +80,12 @@ func write(e *core.RequestEvent, status int, data, page any) error {
 		return fmt.Errorf("marshal envelope: %w", err)
 	}
 	return writeJSON(e.Response, status, "application/json", body)
+}
+
+// cacheable leaves out answers that must not be stored at all: they have no use for a validator.
+func cacheable(e *core.RequestEvent, status int) bool {
+	reading := e.Request.Method == http.MethodGet || e.Request.Method == http.MethodHead
+	return reading && status == http.StatusOK && e.Response.Header().Get("Cache-Control") != "no-store"
 }
 
 func marshal(v any) (json.RawMessage, error) {

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/pocketbase/pocketbase"
@@ -65,14 +66,35 @@ func New(info Info, args []string) *pocketbase.PocketBase {
 	pb.OnServe().Bind(&hook.Handler[*core.ServeEvent]{
 		Id:       "satchelPublic",
 		Priority: 999, // as in the stock binary: routes of the app come first
-		Func: func(e *core.ServeEvent) error {
-			if !e.Router.HasRoute(http.MethodGet, "/{path...}") {
-				e.Router.GET("/{path...}", apis.Static(overlay{os.DirFS(*publicDir), info.Public}, *indexFallback))
-			}
-			return e.Next()
-		},
+		Func:     servePublic(overlay{os.DirFS(*publicDir), info.Public}, *indexFallback),
 	})
+	pb.OnBootstrap().Bind(&hook.Handler[*core.BootstrapEvent]{Id: "satchelDataDir", Priority: -9999, Func: ownDataDir})
 	return pb
+}
+
+// servePublic serves static files where the app has no route. A mistyped path of the API is not found, instead of
+// answered with the index page.
+func servePublic(files fs.FS, indexFallback bool) func(*core.ServeEvent) error {
+	static := apis.Static(files, indexFallback)
+	return func(e *core.ServeEvent) error {
+		if !e.Router.HasRoute(http.MethodGet, "/{path...}") {
+			e.Router.GET("/{path...}", func(e *core.RequestEvent) error {
+				if strings.HasPrefix(e.Request.URL.Path, "/api/") {
+					return e.NotFoundError("", nil)
+				}
+				return static(e)
+			})
+		}
+		return e.Next()
+	}
+}
+
+// ownDataDir creates the data folder for this user alone: whoever can read it can read everything in it.
+func ownDataDir(e *core.BootstrapEvent) error {
+	if err := os.MkdirAll(e.App.DataDir(), 0o700); err != nil {
+		return fmt.Errorf("create data folder: %w", err)
+	}
+	return e.Next()
 }
 
 // Sandbox returns an application on another data folder with the JavaScript hooks and migrations of pb. It neither

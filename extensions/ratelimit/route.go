@@ -37,7 +37,7 @@ func routeOf(r *http.Request) route {
 	path = "/" + path
 	out := route{class: general, path: path}
 	switch {
-	case !strings.HasPrefix(path, "/api/"), isHealth(path), r.Method == http.MethodOptions:
+	case isHealth(path), r.Method == http.MethodOptions, !strings.HasPrefix(path, "/api/") && !strings.HasPrefix(r.URL.Path, "/api/"):
 		out.class = outside
 	case r.Method == http.MethodPost:
 		out.class, out.account = postClass(path)

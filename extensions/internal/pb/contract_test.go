@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,7 +15,6 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 	_ "github.com/pocketbase/pocketbase/migrations"
 	"github.com/pocketbase/pocketbase/tools/hook"
-	"github.com/pocketbase/pocketbase/tools/router"
 
 	"github.com/satchelbase/satchel/extensions/internal/pb"
 )
@@ -193,19 +191,6 @@ func TestErrorsPassThroughMiddlewares(t *testing.T) {
 		if w := get(t, h, path); w.Code != http.StatusTeapot || w.Body.String() != "mine" {
 			t.Errorf("%s: %d %s", path, w.Code, w.Body)
 		}
-	}
-}
-
-// The catch-all below /api must not collide with the public folder's.
-func TestCatchAllPatterns(t *testing.T) {
-	app := open(t, core.BaseAppConfig{})
-	app.OnServe().BindFunc(func(e *core.ServeEvent) error {
-		e.Router.GET("/{path...}", apis.Static(os.DirFS(t.TempDir()), true))
-		e.Router.GET("/api/{path...}", func(*core.RequestEvent) error { return router.NewNotFoundError("", nil) })
-		return e.Next()
-	})
-	if w := get(t, serve(t, app), "/api/nothing"); w.Code != http.StatusNotFound {
-		t.Errorf("status %d", w.Code)
 	}
 }
 

@@ -1,0 +1,274 @@
+package logs
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/pocketbase/pocketbase/apis"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
+	"github.com/pocketbase/pocketbase/tools/router"
+
+	"github.com/satchelbase/satchel/extensions/api"
+)
+
+// Events that an operator watches.
+const (
+	eventAuthFailed  = "auth_failed"
+	eventWriteFailed = "write_failed"
+)
+
+const (
+	// statusClientGone is nginx's number for a client that did not wait; nothing was sent.
+	statusClientGone = 499
+
+	// skipSuccessKey is set by PocketBase's SkipSuccessActivityLog, which it does not export.
+	skipSuccessKey = "__skipSuccessActivityLogger"
+
+	// Longest texts that a client can put into a line; those of PocketBase's own log.
+	maxMethod = 50
+	maxURL    = 3000
+	maxHeader = 2000
+)
+
+// entry is what is known about a finished request. It holds nothing that belongs to the request, which is over when
+// the entry is written. Texts of the client are as they came until [entry.redact].
+type entry struct {
+	at        time.Time
+	duration  time.Duration
+	id        string
+	method    string
+	route     string
+	url       string
+	referer   string
+	userAgent string
+	app       string
+	status    int
+	bytes     int64 // of the body, before compression; 0 when an error is still to be written
+	err       error
+	meta      any
+	quiet     bool // the route asks that only its failures are logged
+
+	auth   string // the collection of the user
+	authID string
+
+	// collection is the one that a failed login named in its path.
+	collection string
+	event      string
+
+	// ip is empty unless the admin lets addresses be logged; remoteIP is that of the connection.
+	ip, remoteIP string
+}
+
+// requestLogger replaces PocketBase's activity logger: a middleware with the same id takes its place.
+func requestLogger(q *queue) *hook.Handler[*core.RequestEvent] {
+	return &hook.Handler[*core.RequestEvent]{
+		Id: apis.DefaultActivityLoggerMiddlewareId, Priority: apis.DefaultActivityLoggerMiddlewarePriority,
+		Func: func(e *core.RequestEvent) error {
+			start := time.Now()
+			body := &counter{ResponseWriter: &router.ResponseWriter{ResponseWriter: e.Response}}
+			e.Response = body
+			aborted := true
+			defer func() {
+				if aborted { // a handler cut the connection with http.ErrAbortHandler
+					q.push(newEntry(e, start, body.n, http.ErrAbortHandler))
+				}
+			}()
+			err := e.Next()
+			aborted = false
+			q.push(newEntry(e, start, body.n, err))
+			return err
+		},
+	}
+}
+
+// counter counts the bytes of the body.
+type counter struct {
+	*router.ResponseWriter
+	n int64
+}
+
+// Write counts what was written.
+func (c *counter) Write(b []byte) (int, error) {
+	n, err := c.ResponseWriter.Write(b)
+	c.n += int64(n)
+	return n, err
+}
+
+// ReadFrom keeps the fast path for files.
+func (c *counter) ReadFrom(r io.Reader) (int64, error) {
+	n, err := c.ResponseWriter.ReadFrom(r)
+	c.n += n
+	return n, err
+}
+
+func newEntry(e *core.RequestEvent, start time.Time, written int64, err error) *entry {
+	r, req := e.Request, api.RequestOf(e.Request.Context())
+	x := &entry{
+		at: time.Now(), duration: time.Since(start), id: req.ID,
+		method: cut(strings.ToUpper(r.Method), maxMethod), route: r.Pattern,
+		url: cut(requestURI(r, req), maxURL), referer: cut(r.Referer(), maxHeader),
+		userAgent: cut(r.UserAgent(), maxHeader), app: cut(r.Header.Get("X-App-Version"), maxMethod),
+		status: statusOf(e, err), bytes: written, err: err,
+		meta: e.Get(apis.RequestEventKeyLogMeta), quiet: e.Get(skipSuccessKey) != nil,
+	}
+	if e.Auth != nil {
+		x.auth, x.authID = e.Auth.Collection().Name, e.Auth.Id
+	}
+	if e.App.Settings().Logs.LogIP {
+		x.ip, x.remoteIP = e.RealIP(), e.RemoteIP()
+	}
+	if x.event = eventOf(x); x.event == eventAuthFailed {
+		x.collection = cut(r.PathValue("collection"), maxMethod)
+	}
+	return x
+}
+
+// redact hides the secrets. It costs too much for the request to wait for it.
+func (x *entry) redact() {
+	x.url, x.referer, x.userAgent = redactURL(x.url), redactURL(x.referer), redactText(x.userAgent)
+}
+
+// requestURI is the path as the client sent it, escaped, with its query.
+func requestURI(r *http.Request, req *api.Request) string {
+	path := r.URL.EscapedPath()
+	if req.Path != "" && req.Path != r.URL.Path {
+		path = (&url.URL{Path: req.Path}).EscapedPath()
+	}
+	if r.URL.RawQuery != "" {
+		path += "?" + r.URL.RawQuery
+	}
+	return path
+}
+
+// statusOf is the status that was sent or, when the error is still on its way to the middleware that writes it, the one
+// that will be.
+func statusOf(e *core.RequestEvent, err error) int {
+	if sent := e.Status(); sent != 0 {
+		return sent
+	}
+	ctx := e.Request.Context()
+	switch {
+	case err == nil:
+		return http.StatusOK
+	case errors.Is(err, http.ErrAbortHandler), errors.Is(ctx.Err(), context.Canceled):
+		return statusClientGone
+	}
+	return api.StatusOf(ctx, err)
+}
+
+// isLogin reports the routes on which credentials are presented in the body.
+func isLogin(route string) bool {
+	_, path, _ := strings.Cut(route, " ")
+	last := path[strings.LastIndexByte(path, '/')+1:]
+	return strings.HasPrefix(last, "auth-with-") || last == "auth-refresh" || strings.HasPrefix(path, api.Prefix+"/auth/")
+}
+
+// eventOf names the failure, if the request is one that an operator should see.
+func eventOf(x *entry) string {
+	login := isLogin(x.route)
+	switch {
+	case x.status < http.StatusBadRequest, x.status == statusClientGone:
+		return ""
+	case login && x.status == http.StatusUnauthorized && (x.err == nil || errors.Is(x.err, apis.ErrMFA)):
+		return "" // the first factor was right and the second is asked for
+	case x.status == http.StatusUnauthorized, x.status == http.StatusForbidden,
+		login && x.status < http.StatusInternalServerError:
+		return eventAuthFailed
+	case x.method == http.MethodPost, x.method == http.MethodPut, x.method == http.MethodPatch, x.method == http.MethodDelete:
+		return eventWriteFailed
+	}
+	return ""
+}
+
+// level is that of the line on standard error.
+func (x *entry) level() slog.Level {
+	switch {
+	case x.status >= http.StatusInternalServerError:
+		return slog.LevelError
+	case x.event != "":
+		return slog.LevelWarn
+	}
+	return slog.LevelInfo
+}
+
+// wanted reports whether the settings and the route let the line through.
+func (x *entry) wanted(cfg Config) bool {
+	switch {
+	case x.level() > slog.LevelInfo:
+		return true
+	case cfg.Requests == RequestsNone:
+		return false
+	case x.status >= http.StatusBadRequest:
+		return true
+	}
+	return cfg.Requests == RequestsAll && !x.quiet
+}
+
+// record is the line on standard error.
+func (x *entry) record() slog.Record {
+	r := slog.NewRecord(x.at, x.level(), "request", 0)
+	r.AddAttrs(
+		slog.String("requestId", x.id), slog.String("method", x.method), slog.String("route", x.route),
+		slog.String("path", x.url), slog.Int("status", x.status),
+		slog.Float64("durationMs", x.milliseconds()),
+	)
+	if x.bytes > 0 {
+		r.AddAttrs(slog.Int64("bytes", x.bytes))
+	}
+	optional := func(name, value string) {
+		if value != "" {
+			r.AddAttrs(slog.String(name, value))
+		}
+	}
+	optional("event", x.event)
+	optional("userId", x.authID)
+	optional("collection", cmp.Or(x.collection, x.auth))
+	optional("ip", x.ip)
+	optional("appVersion", x.app)
+	if p, ok := errors.AsType[*api.Problem](x.err); ok {
+		optional("code", p.Code.Name)
+	}
+	// Why a login failed is in its status and code; its cause may name who tried.
+	if x.err != nil && x.event != eventAuthFailed && r.Level > slog.LevelInfo {
+		optional("error", cut(causeOf(x.err), maxURL))
+	}
+	return r
+}
+
+// causeOf is the text of an error with the internal reason that clients do not see.
+func causeOf(err error) string {
+	var p *api.Problem
+	var stock *router.ApiError
+	if errors.As(err, &p) || !errors.As(err, &stock) {
+		return err.Error()
+	}
+	if cause, ok := stock.RawData().(error); ok && cause != nil {
+		return err.Error() + ": " + cause.Error()
+	}
+	return err.Error()
+}
+
+func (x *entry) milliseconds() float64 { return float64(x.duration.Microseconds()) / 1000 }
+
+func cut(s string, n int) string {
+	if len(s) > n {
+		return strings.ToValidUTF8(s[:n], "") + "..."
+	}
+	return s
+}
+
+// handle writes a record with the handler of a logger, which keeps the time at which the request ended.
+func handle(ctx context.Context, l *slog.Logger, r slog.Record) {
+	if l.Enabled(ctx, r.Level) {
+		// There is nowhere to report that the log cannot be written.
+		_ = l.Handler().Handle(ctx, r)
+	}
+}
