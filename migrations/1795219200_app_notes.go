@@ -4,7 +4,6 @@ import (
 	"fmt"
 
 	"github.com/pocketbase/pocketbase/core"
-	"github.com/pocketbase/pocketbase/tools/types"
 )
 
 // The owner alone sees and changes a note. Without the second half of the update rule a user could hand a note to
@@ -25,11 +24,11 @@ func createNotes(app core.App) error {
 		return fmt.Errorf("find collection users: %w", err)
 	}
 	notes := core.NewBaseCollection("notes")
-	notes.ListRule = types.Pointer(notesOwnerRule)
-	notes.ViewRule = types.Pointer(notesOwnerRule)
-	notes.CreateRule = types.Pointer(notesCreateRule)
-	notes.UpdateRule = types.Pointer(notesUpdateRule)
-	notes.DeleteRule = types.Pointer(notesOwnerRule)
+	notes.ListRule = new(notesOwnerRule)
+	notes.ViewRule = new(notesOwnerRule)
+	notes.CreateRule = new(notesCreateRule)
+	notes.UpdateRule = new(notesUpdateRule)
+	notes.DeleteRule = new(notesOwnerRule)
 	notes.Fields.Add(
 		&core.RelationField{Name: "owner", CollectionId: users.Id, Required: true, CascadeDelete: true, MaxSelect: 1},
 		&core.TextField{Name: "title", Required: true, Max: 200, Presentable: true},
