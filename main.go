@@ -140,7 +140,7 @@ func run(args []string) int {
 		return cli.Report(os.Stderr, err, false)
 	}
 	pb.RootCmd.AddCommand(program.Commands(h, info)...)
-	pb.RootCmd.AddCommand(cli.NoDatabase(cfg.settings.Command()))
+	pb.RootCmd.AddCommand(cli.Settings(cfg.settings.Command()))
 	for _, x := range list {
 		if x.Commands != nil {
 			pb.RootCmd.AddCommand(x.Commands(h.For(x))...)

@@ -34,6 +34,8 @@ func JSON(cmd *cobra.Command) bool {
 // wrong with the settings, stops every command that needs the database.
 func Run(pb *pocketbase.PocketBase, args []string, settingsErr error) int {
 	root := pb.RootCmd
+	root.SetHelpCommand(nil) // PocketBase hides it
+	root.InitDefaultHelpCmd()
 	prepare(root)
 	asJSON := slices.Contains(args, "--json")
 
@@ -44,7 +46,7 @@ func Run(pb *pocketbase.PocketBase, args []string, settingsErr error) int {
 	case !needsDatabase(cmd) || slices.ContainsFunc(args, isHelp):
 		err = root.Execute()
 	case settingsErr != nil:
-		err = Fail(ExitUsage, "the settings are not valid", settingsErr.Error(), "satchel config reference lists them all")
+		err = invalid(settingsErr)
 	default:
 		err = explain(pb, checkLine(cmd, args, pb.Execute))
 	}
@@ -83,6 +85,27 @@ func needsDatabase(cmd *cobra.Command) bool {
 	return cmd.Runnable() && !onlyGroups(cmd)
 }
 
+func invalid(err error) error {
+	return Fail(ExitUsage, "the settings are not valid", err.Error(), "satchel config reference lists them all")
+}
+
+// Settings wraps the command that shows the settings: what is wrong with them reads as it does at the start.
+func Settings(cmd *cobra.Command) *cobra.Command {
+	for _, c := range cmd.Commands() {
+		run := c.RunE
+		if c.Name() == "reference" { // fails for other reasons only
+			continue
+		}
+		c.RunE = func(c *cobra.Command, args []string) error {
+			if err := run(c, args); err != nil {
+				return invalid(err)
+			}
+			return nil
+		}
+	}
+	return NoDatabase(cmd)
+}
+
 const groupKey = "satchel.group"
 
 func onlyGroups(cmd *cobra.Command) bool { return cmd.Annotations[groupKey] != "" }
@@ -91,6 +114,7 @@ func onlyGroups(cmd *cobra.Command) bool { return cmd.Annotations[groupKey] != "
 // only groups others shows its help alone but refuses an unknown subcommand.
 func prepare(cmd *cobra.Command) {
 	cmd.SilenceErrors, cmd.SilenceUsage = true, true
+	cmd.SuggestionsMinimumDistance = 2 // cobra's default, which it sets too late for us
 	cmd.FParseErrWhitelist = cobra.FParseErrWhitelist{}
 	cmd.SetFlagErrorFunc(usage)
 	if cmd.HasSubCommands() && !cmd.Runnable() {
@@ -102,7 +126,11 @@ func prepare(cmd *cobra.Command) {
 			if len(args) == 0 {
 				return nil
 			}
-			return fmt.Errorf("unknown command %q for %q", args[0], c.CommandPath())
+			text := fmt.Sprintf("unknown command %q for %q", args[0], c.CommandPath())
+			if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+				text += "\n\n" + suggestion + "\n" + strings.Join(near, "\n")
+			}
+			return errors.New(text)
 		}
 		cmd.RunE = func(c *cobra.Command, _ []string) error { return c.Help() }
 	}
@@ -119,14 +147,17 @@ func prepare(cmd *cobra.Command) {
 	}
 }
 
+// suggestion is how cobra begins the list of what may have been meant.
+const suggestion = "Did you mean this?"
+
 func usage(cmd *cobra.Command, err error) error {
 	if _, ok := errors.AsType[*Failure](err); ok {
 		return err
 	}
 	what, _, _ := strings.Cut(err.Error(), "\n\n")
 	next := "see: " + cmd.CommandPath() + " --help"
-	if i := strings.Index(err.Error(), "Did you mean this?"); i >= 0 {
-		next = "did you mean: " + strings.Join(strings.Fields(err.Error()[i+len("Did you mean this?"):]), ", ")
+	if _, near, found := strings.Cut(err.Error(), suggestion); found {
+		next = "did you mean: " + strings.Join(strings.Fields(near), ", ")
 	}
 	return Fail(ExitUsage, "the command line is not understood", what, next)
 }
@@ -141,7 +172,7 @@ func explain(pb *pocketbase.PocketBase, err error) error {
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return Fail(ExitError, "the server cannot listen", text, "stop the other program, or choose a free port: satchel serve --http 127.0.0.1:8091")
-	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EPERM), errors.Is(err, syscall.ENOTDIR),
+	case errors.Is(err, syscall.EACCES), errors.Is(err, syscall.EROFS), errors.Is(err, syscall.EPERM), errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ENOENT),
 		strings.Contains(text, "readonly database"), strings.Contains(text, "unable to open database file"):
 		return Fail(ExitError, "the data folder "+pb.DataDir()+" cannot be used", text, "give this user write access, or choose another folder with --dir; satchel doctor shows more")
 	case strings.Contains(text, "not a database"), strings.Contains(text, "malformed"):

@@ -57,7 +57,7 @@ func New(info Info, args []string) *pocketbase.PocketBase {
 	indexFallback := flags.Bool("indexFallback", true, "answer index.html for missing static files, as single-page apps need")
 	_ = root.ParseFlags(args) // mistakes are reported when the command runs
 
-	jsvm.MustRegister(pb, jsvm.Config{
+	hooksErr := jsvm.Register(pb, jsvm.Config{
 		MigrationsDir: *migrationsDir, HooksDir: *hooksDir, HooksWatch: *hooksWatch, HooksPoolSize: *hooksPool,
 	})
 	migratecmd.MustRegister(pb, root, migratecmd.Config{
@@ -68,7 +68,13 @@ func New(info Info, args []string) *pocketbase.PocketBase {
 		Priority: 999, // as in the stock binary: routes of the app come first
 		Func:     servePublic(overlay{os.DirFS(*publicDir), info.Public}, *indexFallback),
 	})
-	pb.OnBootstrap().Bind(&hook.Handler[*core.BootstrapEvent]{Id: "satchelDataDir", Priority: -9999, Func: ownDataDir})
+	pb.OnBootstrap().Bind(&hook.Handler[*core.BootstrapEvent]{Id: "satchelDataDir", Priority: -9999, Func: func(e *core.BootstrapEvent) error {
+		// Told here and not at once, so that commands which need no database still run.
+		if hooksErr != nil {
+			return fmt.Errorf("load JavaScript hooks: %w", hooksErr)
+		}
+		return ownDataDir(e)
+	}})
 	return pb
 }
 

@@ -25,7 +25,21 @@ const installerLifetime = 30 * time.Minute
 
 // Commands are the commands of the program itself; the extensions bring the others.
 func Commands(h *extensions.Host, info Info) []*cobra.Command {
-	return []*cobra.Command{Version(info.Version), serve(h, info), cmd.NewSuperuserCommand(h.App)}
+	return []*cobra.Command{Version(info.Version), serve(h, info), superuser(h.App)}
+}
+
+// superuser is PocketBase's command, which counts its arguments only after the data folder has been created.
+func superuser(app core.App) *cobra.Command {
+	group := cmd.NewSuperuserCommand(app)
+	for _, c := range group.Commands() {
+		switch c.Name() {
+		case "upsert", "create", "update":
+			c.Args = cobra.ExactArgs(2)
+		case "delete", "otp":
+			c.Args = cobra.ExactArgs(1)
+		}
+	}
+	return group
 }
 
 func serve(h *extensions.Host, info Info) *cobra.Command {
