@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/satchelbase/satchel/extensions/cli"
+	"github.com/satchelbase/satchel/extensions/program"
 	"github.com/satchelbase/satchel/extensions/deploy"
 )
 
@@ -22,7 +23,7 @@ var update = flag.Bool("update", false, "write the golden files anew")
 func run(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	dir := t.TempDir()
-	pb := cli.New(cli.Program{Version: "test", DataDir: filepath.Join(dir, "pb_data")}, args)
+	pb := program.New(program.Info{Version: "test", DataDir: filepath.Join(dir, "pb_data")}, args)
 	pb.RootCmd.AddCommand(deploy.New().Commands(nil)...)
 	pb.RootCmd.SilenceErrors, pb.RootCmd.SilenceUsage = true, true
 	var out bytes.Buffer

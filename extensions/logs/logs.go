@@ -1,21 +1,29 @@
 // Package logs writes structured logs to standard error and takes the place of PocketBase's activity logger.
 //
-// One line is written for every request, and the same request is handed to PocketBase's log, so that the dashboard's
-// page of logs shows what it always did. Requests that fail in a way an operator must see are events: failed
+// One line is written for every request. Requests that fail in a way an operator must see are events: failed
 // authentication (event=auth_failed) and failed writes (event=write_failed) are warnings, and everything answered with
 // 5xx is an error with its cause. Records of PocketBase's own log from the level of warnings up appear here too, up to
 // three seconds late, because that is how often PocketBase passes them on.
 //
-// A request is never blocked: lines wait in a bounded queue and are dropped, and counted, when nobody takes them.
-// Tokens, passwords and the like are replaced wherever a line shows an address or an error, and no value can break a
-// line or steer a terminal.
+// The same requests are stored in PocketBase's table _logs of auxiliary.db, in PocketBase's form, so that the
+// dashboard's page of logs and /api/logs work as they do there, and under the dashboard's settings (days, level, IP, id,
+// size of a record). All failures are stored, and as many successes as STORE_PER_SECOND allows: everything on a quiet
+// server, a sample on a busy one. The rows of up to a second are one INSERT. It goes past PocketBase's models: model
+// hooks on _logs see PocketBase's own records only. PocketBase deletes rows by age; when auxiliary.db outgrows MAX_SIZE,
+// the oldest rows go first.
 //
-// Settings: SATCHEL_LOGS_*. Tables and routes: none. Metric: satchel_logs_dropped_total.
+// A request is never blocked, and does not pay for any of this but for copying what it knows into a bounded queue. When
+// nobody takes the entries, successes are dropped first, then failures; both are counted. A crash loses the rows of the
+// last second. Tokens, passwords and the like are replaced wherever a line or a row shows an address or an error, and no
+// value can break a line or steer a terminal.
+//
+// Settings: SATCHEL_LOGS_*. Tables and routes: none of its own. Metrics: satchel_logs_*.
 package logs
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"time"
@@ -25,6 +33,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/hook"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/settings"
 )
 
 // Formats of a line.
@@ -48,6 +57,10 @@ type Config struct {
 	Level slog.Level `env:"LEVEL" default:"info" help:"lowest level that is written: debug, info, warn or error"`
 
 	Requests string `env:"REQUESTS" default:"all" help:"requests that get a line: all, errors (status 400 and up) or none; failed logins, failed writes and 5xx always do"`
+
+	StorePerSecond int `env:"STORE_PER_SECOND" default:"10" help:"successful requests a second that are stored for the dashboard, ten times as many after a pause; failures always are"`
+
+	MaxSize settings.Bytes `env:"MAX_SIZE" default:"256MB" help:"size of auxiliary.db above which the oldest stored logs are deleted; 0 turns the limit off"`
 }
 
 // Validate reports values that cannot work.
@@ -62,6 +75,12 @@ func (c Config) Validate() error {
 	default:
 		return errors.New("REQUESTS: must be all, errors or none")
 	}
+	if c.StorePerSecond < 0 {
+		return errors.New("STORE_PER_SECOND: must not be negative")
+	}
+	if c.MaxSize != 0 && c.MaxSize < leastMaxSize {
+		return fmt.Errorf("MAX_SIZE: must be 0 or at least %s", settings.Bytes(leastMaxSize))
+	}
 	return nil
 }
 
@@ -75,16 +94,26 @@ func New(cfg Config) extensions.Extension {
 			mirror(h)
 			return nil
 		},
-		Middlewares: []*hook.Handler[*core.RequestEvent]{requestLogger(p.lines)},
-		Start: func(_ context.Context, h *extensions.Host) error {
-			p.start(h)
+		Middlewares: []*hook.Handler[*core.RequestEvent]{p.middleware()},
+		Start: func(ctx context.Context, h *extensions.Host) error {
+			p.start(ctx, h)
 			return nil
 		},
 		Stop: p.stop,
-		Metrics: []extensions.Metric{{
-			Name: "satchel_logs_dropped_total", Help: "Requests that are missing in a log because it was too slow.",
-			Counter: true, Read: func() float64 { return float64(p.dropped()) },
-		}},
+		Metrics: []extensions.Metric{
+			{
+				Name: "satchel_logs_dropped_total", Help: "Requests that are missing in a log because it was too slow or failed.",
+				Counter: true, Read: func() float64 { return float64(p.dropped()) },
+			},
+			{
+				Name: "satchel_logs_stored_total", Help: "Requests that were stored for the dashboard.",
+				Counter: true, Read: func() float64 { return float64(p.stored.Load()) },
+			},
+			{
+				Name: "satchel_logs_skipped_total", Help: "Successful requests that were not stored because of SATCHEL_LOGS_STORE_PER_SECOND.",
+				Counter: true, Read: func() float64 { return float64(p.skipped.Load()) },
+			},
+		},
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"time"
@@ -39,7 +40,8 @@ const (
 )
 
 // entry is what is known about a finished request. It holds nothing that belongs to the request, which is over when
-// the entry is written. Texts of the client are as they came until [entry.redact].
+// the entry is written, and no text that keeps a large one in memory. Texts of the client are as they came until
+// [entry.prepare].
 type entry struct {
 	at        time.Time
 	duration  time.Duration
@@ -63,35 +65,38 @@ type entry struct {
 	collection string
 	event      string
 
-	// ip is empty unless the admin lets addresses be logged; remoteIP is that of the connection.
+	// ip is empty unless the admin lets addresses be logged; remoteIP is that of the connection, with its port at first.
 	ip, remoteIP string
 }
 
-// requestLogger replaces PocketBase's activity logger: a middleware with the same id takes its place.
-func requestLogger(q *queue) *hook.Handler[*core.RequestEvent] {
+// middleware replaces PocketBase's activity logger: a middleware with the same id takes its place.
+func (p *pipeline) middleware() *hook.Handler[*core.RequestEvent] {
 	return &hook.Handler[*core.RequestEvent]{
 		Id: apis.DefaultActivityLoggerMiddlewareId, Priority: apis.DefaultActivityLoggerMiddlewarePriority,
 		Func: func(e *core.RequestEvent) error {
 			start := time.Now()
-			body := &counter{ResponseWriter: &router.ResponseWriter{ResponseWriter: e.Response}}
+			body := &counter{ResponseWriter: router.ResponseWriter{ResponseWriter: e.Response}}
 			e.Response = body
-			aborted := true
-			defer func() {
-				if aborted { // a handler cut the connection with http.ErrAbortHandler
-					q.push(newEntry(e, start, body.n, http.ErrAbortHandler))
-				}
-			}()
-			err := e.Next()
-			aborted = false
-			q.push(newEntry(e, start, body.n, err))
+			err := error(http.ErrAbortHandler) // unless the handler returns, it has cut the connection
+			defer func() { p.log(e, start, body.n, err) }()
+			err = e.Next()
 			return err
 		},
 	}
 }
 
+// log passes the request on, or forgets it.
+func (p *pipeline) log(e *core.RequestEvent, start time.Time, written int64, err error) {
+	x := p.take()
+	x.fill(e, start, written, err)
+	if !p.lines.push(x) {
+		p.release(x)
+	}
+}
+
 // counter counts the bytes of the body.
 type counter struct {
-	*router.ResponseWriter
+	router.ResponseWriter
 	n int64
 }
 
@@ -109,43 +114,77 @@ func (c *counter) ReadFrom(r io.Reader) (int64, error) {
 	return n, err
 }
 
-func newEntry(e *core.RequestEvent, start time.Time, written int64, err error) *entry {
+// fill is all that a request waits for, so it copies and does not compute.
+func (x *entry) fill(e *core.RequestEvent, start time.Time, written int64, err error) {
 	r, req := e.Request, api.RequestOf(e.Request.Context())
-	x := &entry{
-		at: time.Now(), duration: time.Since(start), id: req.ID,
-		method: cut(strings.ToUpper(r.Method), maxMethod), route: r.Pattern,
-		url: cut(requestURI(r, req), maxURL), referer: cut(r.Referer(), maxHeader),
-		userAgent: cut(r.UserAgent(), maxHeader), app: cut(r.Header.Get("X-App-Version"), maxMethod),
-		status: statusOf(e, err), bytes: written, err: err,
-		meta: e.Get(apis.RequestEventKeyLogMeta), quiet: e.Get(skipSuccessKey) != nil,
-	}
+	x.at = time.Now()
+	x.duration = x.at.Sub(start)
+	x.id, x.route = req.ID, r.Pattern
+	x.method, x.url = requestLine(r)
+	x.referer, x.userAgent = cut(r.Referer(), maxHeader), cut(r.UserAgent(), maxHeader)
+	x.app = cut(r.Header.Get("X-App-Version"), maxMethod)
+	x.status, x.bytes, x.err = statusOf(e, err), written, err
+	x.meta, x.quiet = e.Get(apis.RequestEventKeyLogMeta), e.Get(skipSuccessKey) != nil
 	if e.Auth != nil {
 		x.auth, x.authID = e.Auth.Collection().Name, e.Auth.Id
 	}
-	if e.App.Settings().Logs.LogIP {
-		x.ip, x.remoteIP = e.RealIP(), e.RemoteIP()
+	if s := e.App.Settings(); s.Logs.LogIP {
+		x.remoteIP = r.RemoteAddr
+		if len(s.TrustedProxy.Headers) > 0 {
+			x.ip = e.RealIP()
+		}
 	}
 	if x.event = eventOf(x); x.event == eventAuthFailed {
 		x.collection = cut(r.PathValue("collection"), maxMethod)
 	}
-	return x
 }
 
-// redact hides the secrets. It costs too much for the request to wait for it.
-func (x *entry) redact() {
-	x.url, x.referer, x.userAgent = redactURL(x.url), redactURL(x.referer), redactText(x.userAgent)
+// requestLine returns the method and the target as the client sent them. Both are parts of one string, which may have a
+// megabyte, so what is kept of a long one is copied.
+func requestLine(r *http.Request) (method, target string) {
+	target = cut(r.RequestURI, maxURL)
+	switch r.Method {
+	case http.MethodGet:
+		return http.MethodGet, target
+	case http.MethodPost:
+		return http.MethodPost, target
+	case http.MethodPatch:
+		return http.MethodPatch, target
+	case http.MethodDelete:
+		return http.MethodDelete, target
+	}
+	return strings.Clone(cut(strings.ToUpper(r.Method), maxMethod)), strings.Clone(target)
 }
 
-// requestURI is the path as the client sent it, escaped, with its query.
-func requestURI(r *http.Request, req *api.Request) string {
-	path := r.URL.EscapedPath()
-	if req.Path != "" && req.Path != r.URL.Path {
-		path = (&url.URL{Path: req.Path}).EscapedPath()
+// prepare brings the texts of the client into the form in which they are shown, and hides the secrets.
+func (x *entry) prepare() {
+	x.url, x.referer, x.userAgent = redactURL(pathAndQuery(x.url)), redactURL(x.referer), redactText(x.userAgent)
+	if x.remoteIP != "" {
+		addr, _ := netip.ParseAddrPort(x.remoteIP)
+		x.remoteIP = addr.Addr().StringExpanded()
+		x.ip = cmp.Or(x.ip, x.remoteIP)
 	}
-	if r.URL.RawQuery != "" {
-		path += "?" + r.URL.RawQuery
+}
+
+// pathAndQuery is the target of a request without what only proxies may send before the path, and well escaped.
+func pathAndQuery(target string) string {
+	if strings.HasPrefix(target, "/") && strings.IndexFunc(target, isUncommon) < 0 {
+		return target
 	}
-	return path
+	u, err := url.ParseRequestURI(target)
+	if err != nil { // it was cut inside an escape
+		return target
+	}
+	return u.RequestURI()
+}
+
+// isUncommon reports characters that must be escaped in an address, or need not be but are rare.
+func isUncommon(r rune) bool {
+	switch {
+	case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9':
+		return false
+	}
+	return !strings.ContainsRune("-._~/?%&=+,;:@!$'()*[]", r)
 }
 
 // statusOf is the status that was sent or, when the error is still on its way to the middleware that writes it, the one
@@ -173,10 +212,11 @@ func isLogin(route string) bool {
 
 // eventOf names the failure, if the request is one that an operator should see.
 func eventOf(x *entry) string {
+	if x.status < http.StatusBadRequest || x.status == statusClientGone {
+		return ""
+	}
 	login := isLogin(x.route)
 	switch {
-	case x.status < http.StatusBadRequest, x.status == statusClientGone:
-		return ""
 	case login && x.status == http.StatusUnauthorized && (x.err == nil || errors.Is(x.err, apis.ErrMFA)):
 		return "" // the first factor was right and the second is asked for
 	case x.status == http.StatusUnauthorized, x.status == http.StatusForbidden,
@@ -187,6 +227,9 @@ func eventOf(x *entry) string {
 	}
 	return ""
 }
+
+// failed reports a request that is always stored.
+func (x *entry) failed() bool { return x.err != nil || x.status >= http.StatusBadRequest }
 
 // level is that of the line on standard error.
 func (x *entry) level() slog.Level {
@@ -263,12 +306,4 @@ func cut(s string, n int) string {
 		return strings.ToValidUTF8(s[:n], "") + "..."
 	}
 	return s
-}
-
-// handle writes a record with the handler of a logger, which keeps the time at which the request ended.
-func handle(ctx context.Context, l *slog.Logger, r slog.Record) {
-	if l.Enabled(ctx, r.Level) {
-		// There is nowhere to report that the log cannot be written.
-		_ = l.Handler().Handle(ctx, r)
-	}
 }
