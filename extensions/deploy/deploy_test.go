@@ -13,8 +13,8 @@ import (
 	"testing"
 
 	"github.com/satchelbase/satchel/extensions/cli"
-	"github.com/satchelbase/satchel/extensions/program"
 	"github.com/satchelbase/satchel/extensions/deploy"
+	"github.com/satchelbase/satchel/extensions/program"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
