@@ -1,24 +1,21 @@
 package api
 
 import (
+	"fmt"
 	"strings"
 
 	"github.com/pocketbase/pocketbase/core"
 )
 
-// Limits of a batch on a new server: PocketBase's own defaults for an endpoint that it leaves switched off. A batch
-// holds the only write lock, so both are small.
-const (
-	batchRequests = 50
-	batchSeconds  = 3
-)
-
-// enableBatch turns on PocketBase's batch endpoint, once: afterwards the dashboard decides.
+// enableBatch turns on PocketBase's batch endpoint, once: afterwards the dashboard decides. PocketBase's own limits, 50
+// requests in 3 seconds, suit a server whose batches hold the only write lock.
 func enableBatch(app core.App) error {
+	// Migrations run before PocketBase reads its settings, which exist already in a data folder of the stock binary.
+	if err := app.ReloadSettings(); err != nil {
+		return fmt.Errorf("read settings: %w", err)
+	}
 	s := app.Settings()
 	s.Batch.Enabled = true
-	s.Batch.MaxRequests = batchRequests
-	s.Batch.Timeout = batchSeconds
 	return app.Save(s)
 }
 

@@ -116,6 +116,29 @@ func TestBatch(t *testing.T) {
 	}
 }
 
+// A data folder that the stock binary made has settings already.
+func TestOpensFolderOfStockPocketBase(t *testing.T) {
+	app := start()(t)
+	s := app.Settings()
+	s.Meta.AppName = "made by stock"
+	s.Batch.Enabled, s.Batch.MaxRequests = false, 7
+	if err := app.Save(s); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := app.DB().NewQuery("DELETE FROM _migrations WHERE file LIKE '%_api_%'").Execute(); err != nil {
+		t.Fatal(err)
+	}
+	again := core.NewBaseApp(core.BaseAppConfig{DataDir: app.DataDir()})
+	if err := again.Bootstrap(); err != nil {
+		t.Fatalf("open: %v", err)
+	}
+	defer func() { _ = again.ClearBootstrap() }()
+	got := again.Settings()
+	if !got.Batch.Enabled || got.Batch.MaxRequests != 7 || got.Meta.AppName != "made by stock" {
+		t.Errorf("settings %+v, name %q", got.Batch, got.Meta.AppName)
+	}
+}
+
 func TestVersionGate(t *testing.T) {
 	gated := withNotes(func(c *api.Config) {
 		if err := c.MinVersion.UnmarshalText([]byte("ios=1.4.0,1.2.0")); err != nil {

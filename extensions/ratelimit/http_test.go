@@ -341,6 +341,12 @@ func TestSuperuserQuota(t *testing.T) {
 func TestStockLimiterCannotBeTurnedOn(t *testing.T) {
 	app := start(t, func(*Config) {})
 	_, root := app.Superuser(t)
+	// PocketBase's request log reads the settings in the background while the next request changes them.
+	s := app.Settings()
+	s.Logs.MaxDays = 0
+	if err := app.Save(s); err != nil {
+		t.Fatal(err)
+	}
 	change := func(enabled bool) apptest.Response {
 		return app.Do(t, apptest.Request{
 			Method: http.MethodPatch, Path: "/api/settings", Token: root,
