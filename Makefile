@@ -66,3 +66,7 @@ generate: ## Write .env.example, docs/reference.md and the golden files anew
 clean: ## Remove what the build made; data stays
 	rm -rf satchel .tools
 	go clean -testcache
+
+.PHONY: bench
+bench: ## Measure against stock PocketBase and others; ARGS="-quick -rows 2,3" for a part
+	go run ./bench $(ARGS)
