@@ -1,6 +1,7 @@
 package logs
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"strings"
@@ -15,6 +16,9 @@ type escaper struct{ w io.Writer }
 
 // Write expects one whole line.
 func (e escaper) Write(line []byte) (int, error) {
+	if isPrintable(bytes.TrimSuffix(line, []byte("\n"))) {
+		return e.w.Write(line)
+	}
 	body, end := string(line), ""
 	if strings.HasSuffix(body, "\n") {
 		body, end = body[:len(body)-1], "\n"
@@ -27,6 +31,16 @@ func (e escaper) Write(line []byte) (int, error) {
 		return 0, err
 	}
 	return len(line), nil
+}
+
+// isPrintable reports ASCII without controls, which nearly every line is.
+func isPrintable(s []byte) bool {
+	for _, c := range s {
+		if c < ' ' || c > '~' {
+			return false
+		}
+	}
+	return true
 }
 
 // escapeControl replaces every character that is not for display by \uXXXX.

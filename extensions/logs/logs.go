@@ -7,7 +7,7 @@
 //
 // The same requests are stored in PocketBase's table _logs of auxiliary.db, in PocketBase's form, so that the
 // dashboard's page of logs and /api/logs work as they do there, and under the dashboard's settings (days, level, IP, id,
-// size of a record). All failures are stored, and as many successes as STORE_PER_SECOND allows: everything on a quiet
+// size of a record). All failures but 429 are stored, and as many others as STORE_PER_SECOND allows: everything on a quiet
 // server, a sample on a busy one. The rows of up to a second are one INSERT. It goes past PocketBase's models: model
 // hooks on _logs see PocketBase's own records only. PocketBase deletes rows by age; when auxiliary.db outgrows MAX_SIZE,
 // the oldest rows go first.
@@ -58,7 +58,7 @@ type Config struct {
 
 	Requests string `env:"REQUESTS" default:"all" help:"requests that get a line: all, errors (status 400 and up) or none; failed logins, failed writes and 5xx always do"`
 
-	StorePerSecond int `env:"STORE_PER_SECOND" default:"10" help:"successful requests a second that are stored for the dashboard, ten times as many after a pause; failures always are"`
+	StorePerSecond int `env:"STORE_PER_SECOND" default:"10" help:"successful requests a second that are stored for the dashboard, ten times as many after a pause; failures but 429 always are"`
 
 	MaxSize settings.Bytes `env:"MAX_SIZE" default:"256MB" help:"size of auxiliary.db above which the oldest stored logs are deleted; 0 turns the limit off"`
 }
@@ -141,16 +141,25 @@ func tidy(groups []string, a slog.Attr) slog.Attr {
 	if len(groups) == 0 && a.Key == slog.LevelKey {
 		return a
 	}
-	switch {
-	case a.Value.Kind() == slog.KindString:
+	switch a.Value.Kind() {
+	case slog.KindString:
 		a.Value = slog.StringValue(redactText(a.Value.String()))
-	case a.Value.Kind() == slog.KindAny:
-		if err, ok := a.Value.Any().(error); ok && err != nil {
-			a.Value = slog.StringValue(redactText(err.Error()))
+	case slog.KindAny:
+		switch v := a.Value.Any().(type) {
+		case clean:
+			a.Value = slog.StringValue(string(v))
+			return a
+		case error:
+			a.Value = slog.StringValue(redactText(v.Error()))
 		}
+	default:
+		return a
 	}
-	if holdsSecretWord(a.Key) && a.Value.Kind() == slog.KindString {
+	if a.Value.Kind() == slog.KindString && holdsSecretWord(a.Key) {
 		a.Value = slog.StringValue(redacted)
 	}
 	return a
 }
+
+// clean is text that has been redacted or cannot hold a secret: to look for one again is most of the work for a line.
+type clean string

@@ -54,6 +54,15 @@ func holdsSecretWord(s string) bool {
 	return false
 }
 
+// holdsScheme reports text in which credentialPattern could match.
+func holdsScheme(s string) bool {
+	if !strings.ContainsAny(s, " \t\n\v\f\r") {
+		return false
+	}
+	s = strings.ToLower(s)
+	return strings.Contains(s, "bearer") || strings.Contains(s, "basic")
+}
+
 // redactText replaces secrets in free text, such as the text of an error or a path. Every expression is tried only where
 // it could match, because each line of the log passes here.
 func redactText(s string) string {
@@ -63,7 +72,7 @@ func redactText(s string) string {
 	if strings.Contains(s, "rt1.") {
 		s = refreshPattern.ReplaceAllString(s, redacted)
 	}
-	if strings.ContainsAny(s, " \t") {
+	if holdsScheme(s) {
 		s = credentialPattern.ReplaceAllString(s, "${1} "+redacted)
 	}
 	if strings.Contains(s, "://") && strings.Contains(s, "@") {

@@ -77,7 +77,7 @@ func (p *pipeline) middleware() *hook.Handler[*core.RequestEvent] {
 			start := time.Now()
 			body := &counter{ResponseWriter: router.ResponseWriter{ResponseWriter: e.Response}}
 			e.Response = body
-			err := error(http.ErrAbortHandler) // unless the handler returns, it has cut the connection
+			err := http.ErrAbortHandler // unless the handler returns, it has cut the connection
 			defer func() { p.log(e, start, body.n, err) }()
 			err = e.Next()
 			return err
@@ -228,8 +228,11 @@ func eventOf(x *entry) string {
 	return ""
 }
 
-// failed reports a request that is always stored.
-func (x *entry) failed() bool { return x.err != nil || x.status >= http.StatusBadRequest }
+// failed reports a request that is always stored. A refusal by a rate limit is none: it comes in floods, one in ten
+// thousand says as much as all of them, and the limiter counts them.
+func (x *entry) failed() bool {
+	return x.status != http.StatusTooManyRequests && (x.err != nil || x.status >= http.StatusBadRequest)
+}
 
 // level is that of the line on standard error.
 func (x *entry) level() slog.Level {
@@ -259,29 +262,28 @@ func (x *entry) wanted(cfg Config) bool {
 func (x *entry) record() slog.Record {
 	r := slog.NewRecord(x.at, x.level(), "request", 0)
 	r.AddAttrs(
-		slog.String("requestId", x.id), slog.String("method", x.method), slog.String("route", x.route),
-		slog.String("path", x.url), slog.Int("status", x.status),
-		slog.Float64("durationMs", x.milliseconds()),
+		slog.Any("requestId", clean(x.id)), slog.Any("method", clean(x.method)), slog.Any("route", clean(x.route)),
+		slog.Any("path", clean(x.url)), slog.Int("status", x.status), slog.Float64("durationMs", x.milliseconds()),
 	)
 	if x.bytes > 0 {
 		r.AddAttrs(slog.Int64("bytes", x.bytes))
 	}
 	optional := func(name, value string) {
 		if value != "" {
-			r.AddAttrs(slog.String(name, value))
+			r.AddAttrs(slog.Any(name, clean(value)))
 		}
 	}
 	optional("event", x.event)
 	optional("userId", x.authID)
-	optional("collection", cmp.Or(x.collection, x.auth))
+	optional("collection", cmp.Or(redactText(x.collection), x.auth))
 	optional("ip", x.ip)
-	optional("appVersion", x.app)
+	optional("appVersion", redactText(x.app))
 	if p, ok := errors.AsType[*api.Problem](x.err); ok {
 		optional("code", p.Code.Name)
 	}
 	// Why a login failed is in its status and code; its cause may name who tried.
 	if x.err != nil && x.event != eventAuthFailed && r.Level > slog.LevelInfo {
-		optional("error", cut(causeOf(x.err), maxURL))
+		optional("error", cut(redactText(causeOf(x.err)), maxURL))
 	}
 	return r
 }
