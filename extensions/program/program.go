@@ -32,6 +32,9 @@ type Info struct {
 	HTTP    string        // default of serve --http
 	Queries time.Duration // default of --queryTimeout
 
+	// DBConnect opens the database files.
+	DBConnect core.DBConnectFunc
+
 	// Public is served where the folder of --publicDir has no such file.
 	Public fs.FS
 }
@@ -41,7 +44,7 @@ type Info struct {
 // this program by PocketBase. args are the program's arguments without its name.
 func New(info Info, args []string) *pocketbase.PocketBase {
 	pb := pocketbase.NewWithConfig(pocketbase.Config{
-		DefaultDataDir: info.DataDir, DefaultQueryTimeout: info.Queries, HideStartBanner: true,
+		DefaultDataDir: info.DataDir, DefaultQueryTimeout: info.Queries, HideStartBanner: true, DBConnect: info.DBConnect,
 	})
 	root := pb.RootCmd
 	root.Use, root.Short, root.Version = "satchel", "The backend of a mobile app, in one program", info.Version
@@ -105,14 +108,14 @@ func ownDataDir(e *core.BootstrapEvent) error {
 
 // Sandbox returns an application on another data folder with the JavaScript hooks and migrations of pb. It neither
 // reads the command line nor watches for changes, and is not open yet.
-func Sandbox(pb *pocketbase.PocketBase, dataDir string) (core.App, error) {
+func Sandbox(pb *pocketbase.PocketBase, dataDir string, connect core.DBConnectFunc) (core.App, error) {
 	beside := func(flag, name string) string {
 		if dir, err := pb.RootCmd.PersistentFlags().GetString(flag); err == nil && dir != "" {
 			return dir
 		}
 		return filepath.Join(pb.DataDir(), "..", name)
 	}
-	app := core.NewBaseApp(core.BaseAppConfig{DataDir: dataDir})
+	app := core.NewBaseApp(core.BaseAppConfig{DataDir: dataDir, DBConnect: connect})
 	err := jsvm.Register(app, jsvm.Config{
 		HooksDir: beside("hooksDir", "pb_hooks"), MigrationsDir: beside("migrationsDir", "pb_migrations"), HooksPoolSize: 1,
 	})

@@ -40,11 +40,17 @@ type App struct {
 // New starts an application with the extensions, in this order.
 func New(t testing.TB, list ...extensions.Extension) *App {
 	t.Helper()
+	return Open(t, nil, list...)
+}
+
+// Open is New with another way of opening the databases; nil is PocketBase's own.
+func Open(t testing.TB, connect core.DBConnectFunc, list ...extensions.Extension) *App {
+	t.Helper()
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, template(t, list)); err != nil {
 		t.Fatalf("copy template: %v", err)
 	}
-	app := open(t, dir, list)
+	app := open(t, dir, connect, list)
 	t.Cleanup(func() {
 		e := &core.TerminateEvent{App: app.App}
 		if err := app.OnTerminate().Trigger(e, func(*core.TerminateEvent) error { return app.ClearBootstrap() }); err != nil {
@@ -55,9 +61,9 @@ func New(t testing.TB, list ...extensions.Extension) *App {
 	return app
 }
 
-func open(t testing.TB, dir string, list []extensions.Extension) *App {
+func open(t testing.TB, dir string, connect core.DBConnectFunc, list []extensions.Extension) *App {
 	t.Helper()
-	app := core.NewBaseApp(core.BaseAppConfig{DataDir: dir})
+	app := core.NewBaseApp(core.BaseAppConfig{DataDir: dir, DBConnect: connect})
 	h := &extensions.Host{App: app, Version: "test", Logger: slog.New(slog.DiscardHandler)}
 	if err := extensions.Install(h, list); err != nil {
 		t.Fatal(err)
@@ -129,7 +135,7 @@ func template(t testing.TB, list []extensions.Extension) fs.FS {
 
 func migrated(t testing.TB, list []extensions.Extension) (fstest.MapFS, error) {
 	dir := t.TempDir()
-	app := open(t, dir, list)
+	app := open(t, dir, nil, list)
 	for _, name := range []string{"users", core.CollectionNameSuperusers} {
 		collection, err := app.FindCollectionByNameOrId(name)
 		if err != nil {

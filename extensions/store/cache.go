@@ -1,0 +1,115 @@
+package store
+
+import (
+	"container/list"
+	"database/sql/driver"
+	"hash/maphash"
+	"sync"
+)
+
+const (
+	// statementsKept bounds the prepared statements of one connection. A statement takes 3-10 kB.
+	statementsKept = 128
+
+	// textsRemembered bounds the texts that were seen once. It must exceed the number of random texts between two uses
+	// of a regular one.
+	textsRemembered = 1024
+)
+
+// sightings remembers which texts were seen before, for all connections of a file. PocketBase puts random names into
+// some of its SQL (the dummy record of create rules, aliases of multi-match filters, temporary columns and views); these
+// texts never come twice, so a text is worth a place in the cache when it comes for the second time.
+type sightings struct {
+	seed maphash.Seed
+
+	mu    sync.Mutex
+	known map[uint64]bool
+	order []uint64 // ring
+	at    int
+}
+
+func newSightings() *sightings {
+	return &sightings{seed: maphash.MakeSeed(), known: make(map[uint64]bool, textsRemembered), order: make([]uint64, textsRemembered)}
+}
+
+// again reports whether the text was seen before, and remembers it.
+func (s *sightings) again(text string) bool {
+	hash := maphash.String(s.seed, text)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.known[hash] {
+		return true
+	}
+	delete(s.known, s.order[s.at])
+	s.order[s.at] = hash
+	s.known[hash] = true
+	s.at = (s.at + 1) % len(s.order)
+	return false
+}
+
+// prepared is a statement in the cache. It is busy as long as its rows are open, and is not handed out meanwhile.
+type prepared struct {
+	driver.Stmt
+	text string
+	busy bool
+}
+
+// statements are the prepared statements of one connection, the one used last in front.
+type statements struct {
+	byText map[string]*list.Element
+	order  list.List // of *prepared
+}
+
+// get returns the statement for the text if it is there; the caller must look whether it is busy.
+func (c *statements) get(text string) *prepared {
+	e := c.byText[text]
+	if e == nil {
+		return nil
+	}
+	c.order.MoveToFront(e)
+	p, _ := e.Value.(*prepared)
+	return p
+}
+
+// add keeps a statement and drops the one that has not been used for longest. If all are in use it keeps nothing.
+func (c *statements) add(text string, stmt driver.Stmt) *prepared {
+	if c.order.Len() >= statementsKept && !c.evict() {
+		return nil
+	}
+	if c.byText == nil {
+		c.byText = make(map[string]*list.Element, statementsKept)
+	}
+	p := &prepared{Stmt: stmt, text: text}
+	c.byText[text] = c.order.PushFront(p)
+	return p
+}
+
+func (c *statements) evict() bool {
+	for e := c.order.Back(); e != nil; e = e.Prev() {
+		if p, ok := e.Value.(*prepared); ok && !p.busy {
+			c.drop(p)
+			return true
+		}
+	}
+	return false
+}
+
+// drop closes a statement and forgets it.
+func (c *statements) drop(p *prepared) {
+	if e := c.byText[p.text]; e != nil && e.Value == p {
+		c.order.Remove(e)
+		delete(c.byText, p.text)
+	}
+	_ = p.Close()
+}
+
+// clear closes all statements; the connection ends.
+func (c *statements) clear() {
+	for _, e := range c.byText {
+		if p, ok := e.Value.(*prepared); ok {
+			_ = p.Close()
+		}
+	}
+	c.byText = nil
+	c.order.Init()
+}

@@ -1,0 +1,96 @@
+package store
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"sync"
+	"time"
+)
+
+// errPatience says that a place in the queue was given up because the wait was too long.
+var errPatience = errors.New("waited too long")
+
+// gate is a mutual exclusion lock whose waiters are served in the order of their arrival and may give up. It is handed
+// over directly: whoever arrives while others wait cannot overtake them.
+type gate struct {
+	mu     sync.Mutex
+	held   bool
+	queue  list.List // of chan struct{}, closed when the gate is theirs
+	waited time.Duration
+}
+
+// try takes the gate if nobody has it.
+func (g *gate) try() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.held {
+		return false
+	}
+	g.held = true
+	return true
+}
+
+// lock waits for the gate until the context ends or patience runs out.
+func (g *gate) lock(ctx context.Context, patience time.Duration) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	g.mu.Lock()
+	if !g.held {
+		g.held = true
+		g.mu.Unlock()
+		return nil
+	}
+	turn := make(chan struct{})
+	place := g.queue.PushBack(turn)
+	g.mu.Unlock()
+
+	start := time.Now()
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	var err error
+	select {
+	case <-turn:
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-timer.C:
+		err = errPatience
+	}
+
+	g.mu.Lock()
+	g.waited += time.Since(start)
+	granted := err == nil
+	select {
+	case <-turn: // also when it came together with the end of the wait
+		granted = true
+	default:
+		g.queue.Remove(place)
+	}
+	g.mu.Unlock()
+	if granted && err != nil {
+		g.unlock()
+	}
+	return err
+}
+
+// unlock gives the gate to the first in the queue.
+func (g *gate) unlock() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	first := g.queue.Front()
+	if first == nil {
+		g.held = false
+		return
+	}
+	if turn, ok := g.queue.Remove(first).(chan struct{}); ok {
+		close(turn)
+	}
+}
+
+// wait is the sum of the time that callers have spent in the queue.
+func (g *gate) wait() time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.waited
+}

@@ -1,0 +1,107 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+)
+
+func queued(g *gate) int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.queue.Len()
+}
+
+func waitFor(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(5 * time.Second); !ok(); time.Sleep(100 * time.Microsecond) {
+		if time.Now().After(end) {
+			t.Fatalf("did not happen: %s", what)
+		}
+	}
+}
+
+func TestGateServesInOrder(t *testing.T) {
+	var g gate
+	if err := g.lock(t.Context(), time.Second); err != nil {
+		t.Fatal(err)
+	}
+	var (
+		order []int
+		all   sync.WaitGroup
+	)
+	for i := range 20 {
+		all.Go(func() {
+			if err := g.lock(t.Context(), time.Minute); err != nil {
+				t.Error(err)
+			}
+			order = append(order, i)
+			g.unlock()
+		})
+		waitFor(t, "a place in the queue", func() bool { return queued(&g) == i+1 })
+	}
+	if g.try() {
+		t.Fatal("somebody overtook the queue")
+	}
+	g.unlock()
+	all.Wait()
+	for i, got := range order {
+		if i != got {
+			t.Fatalf("order %v", order)
+		}
+	}
+	if !g.try() || g.wait() == 0 {
+		t.Fatal("the gate is not free, or the waiting was not counted")
+	}
+}
+
+func TestGateGivesUp(t *testing.T) {
+	var g gate
+	g.try()
+	if err := g.lock(t.Context(), time.Millisecond); !errors.Is(err, errPatience) {
+		t.Fatalf("%v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(time.Millisecond, cancel)
+	if err := g.lock(ctx, time.Minute); !errors.Is(err, context.Canceled) {
+		t.Fatalf("%v", err)
+	}
+	if queued(&g) != 0 {
+		t.Fatal("who gave up is still in the queue")
+	}
+	g.unlock()
+	if !g.try() {
+		t.Fatal("the gate was lost")
+	}
+}
+
+// The gate must not get lost when it is handed to somebody who gives up at the same moment.
+func TestGateHandOverRacesWithGivingUp(t *testing.T) {
+	var (
+		g   gate
+		in  int
+		all sync.WaitGroup
+	)
+	for range 8 {
+		all.Go(func() {
+			for i := range 500 {
+				ctx, cancel := context.WithTimeout(context.Background(), time.Duration(i%40)*time.Microsecond)
+				if g.lock(ctx, time.Duration(i%37)*time.Microsecond) == nil {
+					in++
+					if in != 1 {
+						t.Error("two are in")
+					}
+					in--
+					g.unlock()
+				}
+				cancel()
+			}
+		})
+	}
+	all.Wait()
+	if !g.try() {
+		t.Fatal("the gate was lost")
+	}
+}
