@@ -4,29 +4,31 @@ package main
 
 import (
 	"embed"
-	"errors"
 	"io/fs"
 	"log/slog"
 	"os"
-	"time"
 
 	"github.com/pocketbase/pocketbase"
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/authcache"
 	"github.com/satchelbase/satchel/extensions/cli"
 	"github.com/satchelbase/satchel/extensions/demo"
 	"github.com/satchelbase/satchel/extensions/deploy"
 	"github.com/satchelbase/satchel/extensions/doctor"
 	"github.com/satchelbase/satchel/extensions/health"
 	"github.com/satchelbase/satchel/extensions/logs"
+	"github.com/satchelbase/satchel/extensions/memory"
+	"github.com/satchelbase/satchel/extensions/metrics"
 	"github.com/satchelbase/satchel/extensions/program"
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
 	"github.com/satchelbase/satchel/extensions/rules"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
+	"github.com/satchelbase/satchel/extensions/store"
 	"github.com/satchelbase/satchel/hooks"
 	_ "github.com/satchelbase/satchel/migrations"
 )
@@ -37,66 +39,32 @@ var public embed.FS
 // version is set by the build.
 var version = "dev"
 
-// program holds the settings that belong to no feature.
-type general struct {
-	Mode      string        `env:"MODE" default:"development" help:"development or production"`
-	DataDir   string        `env:"DATA_DIR" default:"pb_data" help:"folder of the databases and files; --dir wins"`
-	HTTP      string        `env:"HTTP" default:"127.0.0.1:8090" help:"address of the HTTP server; serve --http wins"`
-	PublicURL string        `env:"PUBLIC_URL" default:"" help:"where apps reach the server, such as https://api.example.com"`
-	Queries   time.Duration `env:"QUERY_TIMEOUT" default:"30s" help:"longest time for one SQL query"`
-}
-
-// Validate refuses an unknown mode: a typing mistake must not switch the safeguards of production off.
-func (g general) Validate() error {
-	if g.Mode != "development" && g.Mode != "production" {
-		return errors.New("MODE: must be development or production")
-	}
-	return nil
-}
-
-func (g general) production() bool { return g.Mode == "production" }
-
-// config is every section of the settings.
-type config struct {
-	settings  *settings.Settings
-	general   general
-	api       api.Config
-	logs      logs.Config
-	ratelimit ratelimit.Config
-	records   records.Config
-	health    health.Config
-}
-
-func read(s *settings.Settings) config {
-	return config{
-		settings:  s,
-		general:   settings.Section[general](s, ""),
-		api:       settings.Section[api.Config](s, "api"),
-		logs:      settings.Section[logs.Config](s, "logs"),
-		ratelimit: settings.Section[ratelimit.Config](s, "ratelimit"),
-		records:   settings.Section[records.Config](s, "records"),
-		health:    settings.Section[health.Config](s, "health"),
-	}
-}
-
 // features lists what this program can do. The order is that of start-up; the first is outermost around a request.
-func features(cfg config, pb *pocketbase.PocketBase) []extensions.Extension {
+func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) []extensions.Extension {
 	var list []extensions.Extension
 	all := func() []extensions.Extension { return list }
 	list = []extensions.Extension{
 		api.New(cfg.api),
 		logs.New(cfg.logs),
+		memory.New(cfg.memory),
+		metrics.New(cfg.metrics, len(cfg.api.TrustedProxies) > 0, all),
+		store.New(db),
 		ratelimit.New(cfg.ratelimit),
+		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, nil)),
 		sessions.New(),
 		records.New(cfg.records),
 		health.New(cfg.health, all),
 		demo.New(),
 		rules.New(func(dataDir string) (core.App, error) {
-			app, err := program.Sandbox(pb, dataDir)
+			db, err := store.Open(cfg.store, store.Options{})
 			if err != nil {
 				return nil, err
 			}
-			_, _, err = install(cfg, pb, app)
+			app, err := program.Sandbox(pb, dataDir, db.Connect)
+			if err != nil {
+				return nil, err
+			}
+			_, _, err = install(cfg, pb, app, db)
 			return app, err
 		}),
 		deploy.New(),
@@ -109,11 +77,11 @@ func features(cfg config, pb *pocketbase.PocketBase) []extensions.Extension {
 }
 
 // install binds the features and the app's own hooks to an application that is not open yet.
-func install(cfg config, pb *pocketbase.PocketBase, app core.App) (*extensions.Host, []extensions.Extension, error) {
+func install(cfg config, pb *pocketbase.PocketBase, app core.App, db *store.Store) (*extensions.Host, []extensions.Extension, error) {
 	h := &extensions.Host{
 		App: app, Version: version, Production: cfg.general.production(), Logger: slog.New(logs.Handler(os.Stderr, cfg.logs)),
 	}
-	list := features(cfg, pb)
+	list := features(cfg, pb, db)
 	if err := extensions.Install(h, list); err != nil {
 		return nil, nil, err
 	}
@@ -133,9 +101,16 @@ func run(args []string) int {
 	if err != nil {
 		return cli.Report(os.Stderr, err, false)
 	}
-	info := program.Info{Version: version, DataDir: cfg.general.DataDir, HTTP: cfg.general.HTTP, Queries: cfg.general.Queries, Public: site}
+	db, err := store.Open(cfg.store, storeOptions())
+	if err != nil {
+		return cli.Report(os.Stderr, err, false)
+	}
+	info := program.Info{
+		Version: version, DataDir: cfg.general.DataDir, HTTP: cfg.general.HTTP, Queries: cfg.general.Queries,
+		Public: site, DBConnect: db.Connect,
+	}
 	pb := program.New(info, args)
-	h, list, err := install(cfg, pb, pb)
+	h, list, err := install(cfg, pb, pb, db)
 	if err != nil {
 		return cli.Report(os.Stderr, err, false)
 	}
