@@ -2,12 +2,11 @@ package api
 
 import (
 	"context"
+	"crypto/rand"
 	"net/http"
 	"regexp"
 	"strings"
 	"time"
-
-	"github.com/pocketbase/pocketbase/tools/security"
 )
 
 // Prefix is the path below which Satchel's interface lives.
@@ -43,13 +42,10 @@ func RequestOf(ctx context.Context) *Request {
 // requestIDPattern is what is accepted from a client: enough for UUIDs and trace ids, nothing that could break a log line.
 var requestIDPattern = regexp.MustCompile(`^[A-Za-z0-9-]{8,64}$`)
 
-// requestIDLength gives 62^20, about 119 bits.
-const requestIDLength = 20
-
 func newRequest(r *http.Request) *Request {
 	id := r.Header.Get(RequestIDHeader)
 	if !requestIDPattern.MatchString(id) {
-		id = security.RandomString(requestIDLength)
+		id = rand.Text() // 130 bits
 	}
 	return &Request{
 		ID: id, Start: time.Now(), Path: r.URL.Path,
