@@ -1,6 +1,7 @@
 package records
 
 import (
+	"encoding/json"
 	"errors"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/search"
 
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/rows"
 )
 
 // page is one page of a list. next is empty at the end.
@@ -28,6 +30,9 @@ func (r *reader) list(e *core.RequestEvent) error {
 	if err != nil {
 		return err
 	}
+	if s := r.straight(e, collection, q, e.App.OnRecordsListRequest().Length()); s != nil {
+		return r.listStraight(e, collection, q, s)
+	}
 	p, err := r.read(e, collection, q)
 	if err != nil {
 		return readProblem(e.Request.Context(), q.filter, err)
@@ -39,12 +44,14 @@ func (r *reader) list(e *core.RequestEvent) error {
 			return err
 		}
 		r.slowDown(e, q.filter)
-		return afterCommit(e.App, func() error {
-			data, err := q.projection.encode(e.Result.Items)
-			if err != nil {
-				return err
-			}
-			return api.WritePage(e.RequestEvent, data, api.Page{Limit: q.limit, NextCursor: p.next, Total: p.total})
+		return rows.AfterCommit(e.App, func() error {
+			return rows.Buffered(func(buf []byte) ([]byte, error) {
+				buf, err := q.fields.Encode(buf, e.Result.Items)
+				if err != nil {
+					return buf, err
+				}
+				return buf, api.WritePage(e.RequestEvent, json.RawMessage(buf), api.Page{Limit: q.limit, NextCursor: p.next, Total: p.total})
+			})
 		})
 	})
 }
@@ -61,15 +68,11 @@ func result(records *[]*core.Record, limit int, total *int) *search.Result {
 
 // read fetches a page: one row more than asked for tells whether there is a next one.
 func (r *reader) read(e *core.RequestEvent, collection *core.Collection, q query) (page, error) {
-	rows, err := newSelection(e, collection, q.filter)
+	selected, err := newSelection(e, collection, q.filter)
 	if err != nil {
 		return page{}, err
 	}
-	o, err := planner{collection: collection, superuser: e.HasSuperuserAuth(), bindings: rows.bindings}.plan(q.sort)
-	if err != nil {
-		return page{}, err
-	}
-	cursors, err := r.secret.load(e.App)
+	o, err := planner{collection: collection, superuser: e.HasSuperuserAuth(), bindings: selected.bindings}.plan(q.sort)
 	if err != nil {
 		return page{}, err
 	}
@@ -77,21 +80,22 @@ func (r *reader) read(e *core.RequestEvent, collection *core.Collection, q query
 	if err != nil {
 		return page{}, err
 	}
-	now := time.Now()
-	var key []any
-	if q.cursor != "" {
-		if key, err = cursors.open(list, q.cursor, now); err != nil {
-			return page{}, api.Fail(ErrCursor, err.Error()+"; start again without it")
-		}
+	at, err := r.openPosition(e.App, list, q.cursor)
+	if err != nil {
+		return page{}, err
 	}
 	var found []dbx.NullStringMap
-	if err := rows.page(o, key, listColumns(e.App, collection, q), q.limit+1).All(&found); err != nil {
+	if err := selected.page(o, at.key, r.listColumns(e.App, collection, q), q.limit+1).All(&found); err != nil {
 		return page{}, err
 	}
 	var p page
 	if len(found) > q.limit {
 		found = found[:q.limit]
-		if p.next, err = nextCursor(cursors, list, o, found[q.limit-1], now); err != nil {
+		key, err := keyOf(found[q.limit-1], o.terms)
+		if err != nil {
+			return page{}, err
+		}
+		if p.next, err = at.next(key); err != nil {
 			return page{}, err
 		}
 	}
@@ -99,7 +103,7 @@ func (r *reader) read(e *core.RequestEvent, collection *core.Collection, q query
 		return page{}, err
 	}
 	if q.total {
-		n, err := rows.count()
+		n, err := selected.count()
 		if err != nil {
 			return page{}, err
 		}
@@ -108,12 +112,31 @@ func (r *reader) read(e *core.RequestEvent, collection *core.Collection, q query
 	return p, nil
 }
 
-func nextCursor(cursors *sealer, list []byte, o order, last dbx.NullStringMap, now time.Time) (string, error) {
-	key, err := keyOf(last, o.terms)
+// position is where a client is on its way through a list.
+type position struct {
+	cursors *sealer
+	list    []byte // the fingerprint of the list
+	key     []any  // the place in it, nil for its beginning
+	now     time.Time
+}
+
+func (r *reader) openPosition(app core.App, list []byte, cursor string) (position, error) {
+	cursors, err := r.secret.load(app)
 	if err != nil {
-		return "", err
+		return position{}, err
 	}
-	next, err := cursors.seal(list, key, now)
+	p := position{cursors: cursors, list: list, now: time.Now()}
+	if cursor != "" {
+		if p.key, err = cursors.open(list, cursor, p.now); err != nil {
+			return position{}, api.Fail(ErrCursor, err.Error()+"; start again without it")
+		}
+	}
+	return p, nil
+}
+
+// next is the cursor to go on from the row with the key.
+func (p position) next(key []any) (string, error) {
+	next, err := p.cursors.seal(p.list, key, p.now)
 	if errors.Is(err, errCursorKey) {
 		return "", api.Fail(ErrSort, "the list cannot be paged in this order: a "+err.Error())
 	}
@@ -121,20 +144,26 @@ func nextCursor(cursors *sealer, list []byte, o order, last dbx.NullStringMap, n
 }
 
 // listColumns are the columns to read; all of them when a hook may look at the records.
-func listColumns(app core.App, collection *core.Collection, q query) []string {
-	if app.OnRecordsListRequest().Length() > 0 || app.OnRecordEnrich().Length() > 0 {
+func (r *reader) listColumns(app core.App, collection *core.Collection, q query) []string {
+	if app.OnRecordsListRequest().Length() > r.ownHooks || app.OnRecordEnrich().Length() > 0 {
 		return nil
 	}
-	return q.projection.columns(collection, q.expand)
+	return q.fields.Columns(collection, q.expand)
 }
 
 // slowDown delays a client that keeps asking filtered questions without finding anything.
 func (r *reader) slowDown(e *core.RecordsListRequestEvent, filter string) {
-	rule := e.Collection.ListRule
-	if filter == "" || len(e.Records) > 0 || rule == nil || *rule == "" || e.HasSuperuserAuth() {
+	if len(e.Records) == 0 {
+		r.slowDownEmpty(e.RequestEvent, e.Collection, filter)
+	}
+}
+
+func (r *reader) slowDownEmpty(e *core.RequestEvent, collection *core.Collection, filter string) {
+	rule := collection.ListRule
+	if filter == "" || rule == nil || *rule == "" || e.HasSuperuserAuth() {
 		return
 	}
-	if r.throttle.exceeded(throttleKey{e.Collection.Id, e.RealIP()}, time.Now()) {
+	if r.throttle.exceeded(throttleKey{collection.Id, e.RealIP()}, time.Now()) {
 		r.throttle.pause(e.Request.Context())
 	}
 }
@@ -151,17 +180,10 @@ func readable(e *core.RequestEvent, rule func(*core.Collection) *string) (*core.
 	return collection, nil
 }
 
-// afterCommit runs fn at once, or after the commit when a hook has wrapped the request in a transaction.
-func afterCommit(app core.App, fn func() error) error {
-	tx := app.TxInfo()
-	if tx == nil {
-		return fn()
+func cachedCollection(app core.App, nameOrID string) *core.Collection {
+	c, err := app.FindCachedCollectionByNameOrId(nameOrID)
+	if err != nil {
+		return nil
 	}
-	tx.OnComplete(func(err error) error {
-		if err != nil {
-			return nil //nolint:nilerr // the transaction reports its own failure; there is only no answer to write
-		}
-		return fn()
-	})
-	return nil
+	return c
 }

@@ -10,17 +10,19 @@ import (
 	"github.com/pocketbase/pocketbase/tools/search"
 
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/rows"
 )
 
 // query is what a client asks of a list or of a record.
 type query struct {
-	limit      int
-	cursor     string
-	filter     string
-	sort       []search.SortField
-	projection projection
-	expand     []string
-	total      bool
+	limit   int
+	cursor  string
+	filter  string
+	sort    []search.SortField
+	sorting string // as it was given
+	fields  rows.Fields
+	expand  []string
+	total   bool
 }
 
 // parseQuery reads the parameters of a list.
@@ -42,6 +44,7 @@ func (r *reader) parseQuery(e *core.RequestEvent, collection *core.Collection) (
 	if q.filter, err = parseFilter(values); err != nil {
 		return q, err
 	}
+	q.sorting = values.Get("sort")
 	q.sort, err = parseSort(values)
 	return q, err
 }
@@ -53,11 +56,13 @@ func parseShape(e *core.RequestEvent, collection *core.Collection) (query, url.V
 		return query{}, nil, api.Fail(api.ErrBadRequest, "the query string is not well-formed").Because(err)
 	}
 	q := query{}
-	if q.expand, err = parseExpand(e.App, collection, values.Get("expand")); err != nil {
-		return q, nil, err
+	if q.expand, err = rows.ParseExpand(e.App, collection, values.Get("expand")); err != nil {
+		return q, nil, api.Fail(ErrExpand, err.Error())
 	}
-	q.projection, err = parseFields(values.Get("fields"))
-	return q, values, err
+	if q.fields, err = rows.ParseFields(values.Get("fields")); err != nil {
+		return q, nil, api.Fail(ErrFields, err.Error())
+	}
+	return q, values, nil
 }
 
 // refuseRuleFields keeps the fields that only rules may use from everybody but superusers, as the stock API does.

@@ -12,6 +12,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/search"
 
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/rows"
 )
 
 // outerAlias names the listed table where the rows that a viewer may see are found by a sub-select. PocketBase's own
@@ -33,27 +34,24 @@ func newSelection(e *core.RequestEvent, collection *core.Collection, filter stri
 	if err != nil {
 		return nil, api.Fail(api.ErrBodyMalformed, "").Because(err)
 	}
-	s := &selection{app: e.App, collection: collection, inner: e.App.RecordQuery(collection).WithContext(e.Request.Context())}
-	s.bindings = &bindings{collection: collection, resolver: core.NewRecordFieldResolver(e.App, collection, info, true)}
-	resolver := core.NewRecordFieldResolver(e.App, collection, info, true)
-	superuser := info.HasSuperuserAuth()
-	if rule := collection.ListRule; !superuser && rule != nil && *rule != "" {
-		if err := s.where(resolver, *rule); err != nil {
-			return nil, fmt.Errorf("build list rule of %s: %w", collection.Name, err)
-		}
+	s, err := newSelectionFor(e.App, info, collection, filter)
+	if err == nil {
+		s.inner.WithContext(e.Request.Context())
 	}
-	resolver.SetAllowHiddenFields(superuser)
+	return s, err
+}
+
+func newSelectionFor(app core.App, info *core.RequestInfo, collection *core.Collection, filter string) (*selection, error) {
+	s := &selection{app: app, collection: collection, inner: app.RecordQuery(collection)}
+	s.bindings = &bindings{collection: collection, resolver: core.NewRecordFieldResolver(app, collection, info, true)}
+	if err := rows.Where(s.inner, app, collection, info, collection.ListRule, filter); err != nil {
+		return nil, filterProblem(err)
+	}
+	if rule := collection.ListRule; rule != nil && *rule != "" && !info.HasSuperuserAuth() {
+		s.bindings.conditions = append(s.bindings.conditions, *rule)
+	}
 	if filter != "" {
-		if err := s.where(resolver, filter); err != nil {
-			return nil, filterProblem(err)
-		}
-	}
-	if err := resolver.UpdateQuery(s.inner); err != nil {
-		err = fmt.Errorf("join relations of %s: %w", collection.Name, err)
-		if filter != "" {
-			return nil, api.Fail(ErrFilter, "the filter follows a relation that cannot be searched").Because(err)
-		}
-		return nil, err
+		s.bindings.conditions = append(s.bindings.conditions, filter)
 	}
 	if collection.IsView() {
 		s.inner.AndWhere(dbx.NewExp("[[" + collection.Name + ".id]] != ''")) // neither empty nor NULL
@@ -62,19 +60,16 @@ func newSelection(e *core.RequestEvent, collection *core.Collection, filter stri
 	return s, nil
 }
 
-func (s *selection) where(resolver *core.RecordFieldResolver, condition string) error {
-	expr, err := search.FilterData(condition).BuildExpr(resolver)
-	if err != nil {
-		return err
-	}
-	s.inner.AndWhere(expr)
-	s.bindings.conditions = append(s.bindings.conditions, condition)
-	return nil
-}
-
 // filterProblem says which part of the filter is wrong. What follows the dash in PocketBase's message tells unknown
 // fields from hidden ones, so it is for the log only.
 func filterProblem(err error) error {
+	wrong, ok := errors.AsType[*rows.FilterError](err)
+	if !ok {
+		return err
+	}
+	if wrong.Relation {
+		return api.Fail(ErrFilter, "the filter follows a relation that cannot be searched").Because(err)
+	}
 	detail, _, _ := strings.Cut(err.Error(), " - ")
 	return api.Fail(ErrFilter, detail).Because(err)
 }
@@ -112,7 +107,7 @@ func (s *selection) count() (int, error) {
 // page is the query for at most limit rows after key (nil: from the start), with the columns of the records (nil: all)
 // and those of the key.
 func (s *selection) page(o order, key []any, columns []string, limit int) *dbx.SelectQuery {
-	q, table := s.query(o.bound)
+	q, table := s.ordered(o, key)
 	selects := []string{"[[" + table + "]].*"}
 	if columns != nil {
 		selects = selects[:0]
@@ -121,23 +116,51 @@ func (s *selection) page(o order, key []any, columns []string, limit int) *dbx.S
 		}
 	}
 	for i, t := range o.terms {
-		column := "[[" + table + "." + t.Column + "]]"
-		// As expressions the values have no declared type, so that no driver converts them.
-		selects = append(selects, "+"+column+" AS "+keyAlias(i), "typeof("+column+") AS "+typeAlias(i))
+		selects = append(selects, t.value(table)+" AS "+keyAlias(i), "typeof("+t.column(table)+") AS "+typeAlias(i))
+	}
+	return q.Select(selects...).Limit(int64(limit))
+}
+
+// straightPage is the same for a plan, and says where in a row the values of the key are: among the columns of the plan
+// or behind them.
+func (s *selection) straightPage(o order, key []any, plan *rows.Plan, limit int) (*dbx.SelectQuery, []int) {
+	q, table := s.ordered(o, key)
+	selects := plan.Select(table)
+	places := make([]int, len(o.terms))
+	for i, t := range o.terms {
+		place, ok := plan.Place(t.Column)
+		if !ok {
+			place = len(selects)
+			selects = append(selects, t.value(table)+" AS "+keyAlias(i))
+		}
+		places[i] = place
+	}
+	return q.Select(selects...).Limit(int64(limit)), places
+}
+
+// ordered is the query for the rows after key, in order, and the name of the table in it.
+func (s *selection) ordered(o order, key []any) (*dbx.SelectQuery, string) {
+	q, table := s.query(o.bound)
+	for _, t := range o.terms {
 		q.AndOrderBy(t.expression(table) + " " + t.direction())
 	}
 	if key != nil {
 		q.AndWhere(after(o.terms, key, table))
 	}
-	return q.Select(selects...).Limit(int64(limit))
+	return q, table
 }
 
 // The aliases have a dash, which no field can have.
 func keyAlias(i int) string  { return "key-" + strconv.Itoa(i) }
 func typeAlias(i int) string { return "type-" + strconv.Itoa(i) }
 
+func (t term) column(table string) string { return "[[" + table + "." + t.Column + "]]" }
+
+// value is the column as an expression: that has no declared type, so that no driver converts it.
+func (t term) value(table string) string { return "+" + t.column(table) }
+
 func (t term) expression(table string) string {
-	column := "[[" + table + "." + t.Column + "]]"
+	column := t.column(table)
 	if t.Collate != "" {
 		column += " COLLATE " + t.Collate
 	}
@@ -213,9 +236,9 @@ func keyOf(row dbx.NullStringMap, terms []term) ([]any, error) {
 }
 
 // newRecords makes records of rows as PocketBase's own queries do; columns that were not read have their zero value.
-func newRecords(collection *core.Collection, rows []dbx.NullStringMap) ([]*core.Record, error) {
-	records := make([]*core.Record, len(rows))
-	for i, row := range rows {
+func newRecords(collection *core.Collection, found []dbx.NullStringMap) ([]*core.Record, error) {
+	records := make([]*core.Record, len(found))
+	for i, row := range found {
 		record := core.NewRecord(collection)
 		for _, field := range collection.Fields {
 			var raw any

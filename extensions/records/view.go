@@ -2,16 +2,16 @@ package records
 
 import (
 	"database/sql"
+	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
-	"github.com/pocketbase/pocketbase/tools/search"
 
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/rows"
 )
 
 func (r *reader) view(e *core.RequestEvent) error {
@@ -23,7 +23,10 @@ func (r *reader) view(e *core.RequestEvent) error {
 	if err != nil {
 		return err
 	}
-	record, err := find(e, collection, e.Request.PathValue("id"), q)
+	if s := r.straight(e, collection, q, e.App.OnRecordViewRequest().Length()); s != nil {
+		return r.viewStraight(e, collection, q, s)
+	}
+	record, err := r.find(e, collection, e.Request.PathValue("id"), q)
 	if errors.Is(err, sql.ErrNoRows) {
 		return api.Fail(api.ErrNotFound, "there is no such record")
 	}
@@ -36,47 +39,39 @@ func (r *reader) view(e *core.RequestEvent) error {
 		if err := apis.EnrichRecord(e.RequestEvent, e.Record); err != nil {
 			return err
 		}
-		return afterCommit(e.App, func() error {
-			data, err := q.projection.encode(e.Record)
-			if err != nil {
-				return err
-			}
-			return api.Write(e.RequestEvent, http.StatusOK, data)
+		return rows.AfterCommit(e.App, func() error {
+			return rows.Buffered(func(buf []byte) ([]byte, error) {
+				buf, err := q.fields.Encode(buf, e.Record)
+				if err != nil {
+					return buf, err
+				}
+				return buf, api.Write(e.RequestEvent, http.StatusOK, json.RawMessage(buf))
+			})
 		})
 	})
 }
 
 // find reads one record, if the view rule lets the viewer see it.
-func find(e *core.RequestEvent, collection *core.Collection, id string, q query) (*core.Record, error) {
+func (r *reader) find(e *core.RequestEvent, collection *core.Collection, id string, q query) (*core.Record, error) {
 	info, err := e.RequestInfo()
 	if err != nil {
 		return nil, api.Fail(api.ErrBodyMalformed, "").Because(err)
 	}
 	return e.App.FindRecordById(collection, id, func(sel *dbx.SelectQuery) error {
 		sel.WithContext(e.Request.Context())
-		if columns := viewColumns(e.App, collection, q); columns != nil {
+		if columns := r.viewColumns(e.App, collection, q); columns != nil {
 			for i, c := range columns {
 				columns[i] = collection.Name + "." + c
 			}
 			sel.Select(columns...)
 		}
-		rule := collection.ViewRule
-		if rule == nil || *rule == "" || info.HasSuperuserAuth() {
-			return nil
-		}
-		resolver := core.NewRecordFieldResolver(e.App, collection, info, true)
-		expr, err := search.FilterData(*rule).BuildExpr(resolver)
-		if err != nil {
-			return fmt.Errorf("build view rule of %s: %w", collection.Name, err)
-		}
-		sel.AndWhere(expr)
-		return resolver.UpdateQuery(sel)
+		return rows.Where(sel, e.App, collection, info, collection.ViewRule, "")
 	})
 }
 
-func viewColumns(app core.App, collection *core.Collection, q query) []string {
-	if app.OnRecordViewRequest().Length() > 0 || app.OnRecordEnrich().Length() > 0 {
+func (r *reader) viewColumns(app core.App, collection *core.Collection, q query) []string {
+	if app.OnRecordViewRequest().Length() > r.ownHooks || app.OnRecordEnrich().Length() > 0 {
 		return nil
 	}
-	return q.projection.columns(collection, q.expand)
+	return q.fields.Columns(collection, q.expand)
 }

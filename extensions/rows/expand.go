@@ -1,4 +1,4 @@
-package records
+package rows
 
 import (
 	"fmt"
@@ -6,8 +6,6 @@ import (
 	"strings"
 
 	"github.com/pocketbase/pocketbase/core"
-
-	"github.com/satchelbase/satchel/extensions/api"
 )
 
 // maxExpandDepth is where PocketBase silently stops to follow relations.
@@ -16,9 +14,9 @@ const maxExpandDepth = 6
 // backRelationPattern is PocketBase's name of the records of another collection that point here.
 var backRelationPattern = regexp.MustCompile(`^(\w+)_via_(\w+)$`)
 
-// parseExpand splits the parameter and checks that every path follows relations, which the stock API ignores. What a
+// ParseExpand splits the parameter and checks that every path follows relations, which the stock API ignores. What a
 // viewer may see at the end of a path is decided later, by the view rule of the related collection.
-func parseExpand(app core.App, collection *core.Collection, raw string) ([]string, error) {
+func ParseExpand(app core.App, collection *core.Collection, raw string) ([]string, error) {
 	var paths []string
 	for path := range strings.SplitSeq(strings.ReplaceAll(raw, " ", ""), ",") {
 		if path == "" {
@@ -26,12 +24,12 @@ func parseExpand(app core.App, collection *core.Collection, raw string) ([]strin
 		}
 		steps := strings.Split(path, ".")
 		if len(steps) > maxExpandDepth {
-			return nil, api.Fail(ErrExpand, fmt.Sprintf("%q has more than %d levels", path, maxExpandDepth))
+			return nil, fmt.Errorf("%q has more than %d levels", path, maxExpandDepth)
 		}
 		at := collection
 		for _, step := range steps {
 			if at = related(app, at, step); at == nil {
-				return nil, api.Fail(ErrExpand, fmt.Sprintf("%q in %q is not a relation", step, path))
+				return nil, fmt.Errorf("%q in %q is not a relation", step, path)
 			}
 		}
 		paths = append(paths, path)
