@@ -2,15 +2,12 @@ package api
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"net/http"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
@@ -83,12 +80,6 @@ func envelope(data, pagination json.RawMessage, requestID string) []byte {
 	return append(append(append(out, `","requestId":"`...), requestID...), '"', '}')
 }
 
-// cacheable leaves out answers that must not be stored at all: they have no use for a validator.
-func cacheable(e *core.RequestEvent, status int) bool {
-	reading := e.Request.Method == http.MethodGet || e.Request.Method == http.MethodHead
-	return reading && status == http.StatusOK && e.Response.Header().Get("Cache-Control") != "no-store"
-}
-
 func marshal(v any) (json.RawMessage, error) {
 	if raw, ok := v.(json.RawMessage); ok {
 		return raw, nil
@@ -100,44 +91,6 @@ func marshal(v any) (json.RawMessage, error) {
 		return nil, err
 	}
 	return bytes.TrimSuffix(buf.Bytes(), []byte("\n")), nil
-}
-
-// ETag is a weak validator of the parts (RFC 9110 section 8.8.1): weak, because the envelope around them changes.
-func ETag(parts ...[]byte) string {
-	h := sha256.New()
-	for _, p := range parts {
-		_, _ = h.Write(p)
-		_, _ = h.Write([]byte{0})
-	}
-	return `W/"` + base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:16]) + `"`
-}
-
-// NotModified sets the validators of an answer and, when the client's If-None-Match names etag, answers 304 and reports
-// true. Answers depend on who asks, so they are private and must be revalidated.
-func NotModified(e *core.RequestEvent, etag string) bool {
-	h := e.Response.Header()
-	h.Set("ETag", etag)
-	h.Set("Cache-Control", "private, no-cache")
-	h.Add("Vary", "Authorization")
-	if !matchesETag(e.Request.Header.Values("If-None-Match"), etag) {
-		return false
-	}
-	e.Response.WriteHeader(http.StatusNotModified)
-	return true
-}
-
-// matchesETag compares weakly, as RFC 9110 section 13.1.2 demands for If-None-Match.
-func matchesETag(headers []string, etag string) bool {
-	want := strings.TrimPrefix(etag, "W/")
-	for _, h := range headers {
-		for candidate := range strings.SplitSeq(h, ",") {
-			candidate = strings.TrimSpace(candidate)
-			if candidate == "*" || strings.TrimPrefix(candidate, "W/") == want {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 func writeJSON(w http.ResponseWriter, status int, contentType string, body []byte) error {

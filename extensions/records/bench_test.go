@@ -34,7 +34,7 @@ func notes(b *testing.B) (app *apptest.App, h http.Handler, id, token string) {
 			return e.Next()
 		}}},
 	}
-	app = apptest.New(b, outermost, api.New(settings.Defaults[api.Config]()), New(settings.Defaults[Config]()))
+	app = apptest.New(b, outermost, api.New(settings.Defaults[api.Config]()), New(settings.Defaults[Config](), nil))
 	app.Settings().Logs.MaxDays = 0
 	user, token := app.User(b, "ann@example.test")
 	known = user

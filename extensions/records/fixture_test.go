@@ -18,7 +18,7 @@ import (
 //	teams(name, members*)  posts(…, owner, team)  comments(text, post, plain)  plain(title)  digest (a view of posts)
 func start(t testing.TB) *apptest.App {
 	t.Helper()
-	app := apptest.New(t, api.New(settings.Defaults[api.Config]()), New(settings.Defaults[Config]()))
+	app := apptest.New(t, api.New(settings.Defaults[api.Config]()), New(settings.Defaults[Config](), nil))
 	users := collection(t, app, "users")
 
 	teams := core.NewBaseCollection("teams")

@@ -41,6 +41,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/router"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/records/body"
 	"github.com/satchelbase/satchel/extensions/rows"
 )
 
@@ -61,27 +62,26 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// Codes of the package. ErrFieldUnknown and ErrFieldType appear in the errors of an api.validation_failed problem.
+// Codes of lists and reads; those of writes are in package body.
 var (
-	ErrCursor       = &extensions.Code{Name: "records.cursor_invalid", Status: http.StatusBadRequest, Title: "The cursor does not belong to this list"}
-	ErrFilter       = &extensions.Code{Name: "records.filter_invalid", Status: http.StatusBadRequest, Title: "The filter is not valid"}
-	ErrSort         = &extensions.Code{Name: "records.sort_unsupported", Status: http.StatusBadRequest, Title: "The list cannot be sorted like this"}
-	ErrLimit        = &extensions.Code{Name: "records.limit_invalid", Status: http.StatusBadRequest, Title: "The limit is not valid"}
-	ErrTotal        = &extensions.Code{Name: "records.total_invalid", Status: http.StatusBadRequest, Title: "The parameter total is not valid"}
-	ErrExpand       = &extensions.Code{Name: "records.expand_invalid", Status: http.StatusBadRequest, Title: "The relation cannot be expanded"}
-	ErrFields       = &extensions.Code{Name: "records.fields_invalid", Status: http.StatusBadRequest, Title: "The list of fields is not valid"}
-	ErrFieldUnknown = &extensions.Code{Name: "records.field_unknown", Status: http.StatusBadRequest, Title: "The collection has no such field"}
-	ErrFieldType    = &extensions.Code{Name: "records.field_type", Status: http.StatusBadRequest, Title: "The value has the wrong type for the field"}
+	ErrCursor = &extensions.Code{Name: "records.cursor_invalid", Status: http.StatusBadRequest, Title: "The cursor does not belong to this list"}
+	ErrFilter = &extensions.Code{Name: "records.filter_invalid", Status: http.StatusBadRequest, Title: "The filter is not valid"}
+	ErrSort   = &extensions.Code{Name: "records.sort_unsupported", Status: http.StatusBadRequest, Title: "The list cannot be sorted like this"}
+	ErrLimit  = &extensions.Code{Name: "records.limit_invalid", Status: http.StatusBadRequest, Title: "The limit is not valid"}
+	ErrTotal  = &extensions.Code{Name: "records.total_invalid", Status: http.StatusBadRequest, Title: "The parameter total is not valid"}
+	ErrExpand = &extensions.Code{Name: "records.expand_invalid", Status: http.StatusBadRequest, Title: "The relation cannot be expanded"}
+	ErrFields = &extensions.Code{Name: "records.fields_invalid", Status: http.StatusBadRequest, Title: "The list of fields is not valid"}
 )
 
-// New returns the extension.
-func New(cfg Config) extensions.Extension {
-	r := &reader{cfg: cfg, secret: &secret{}, throttle: &throttle{}, ownHooks: rows.StockHooks}
+// New returns the extension. version names the state of the database, for answers that need not be made again: two equal
+// versions, both exact, mean that nothing was changed between the calls, in any way. It is nil where there is none.
+func New(cfg Config, version func() (version string, exact bool)) extensions.Extension {
+	r := &reader{cfg: cfg, version: version, secret: &secret{}, throttle: &throttle{}, ownHooks: rows.StockHooks}
 	return extensions.Extension{
 		Name:     "records",
 		Settings: cfg,
 		Codes: []*extensions.Code{
-			ErrCursor, ErrFilter, ErrSort, ErrLimit, ErrTotal, ErrExpand, ErrFields, ErrFieldUnknown, ErrFieldType,
+			ErrCursor, ErrFilter, ErrSort, ErrLimit, ErrTotal, ErrExpand, ErrFields, body.ErrUnknown, body.ErrType,
 		},
 		Tables:     []string{secretTable},
 		Migrations: []extensions.Migration{{Unix: 1767225601, What: "secret", Up: createSecret, Down: dropSecret}},
@@ -89,7 +89,7 @@ func New(cfg Config) extensions.Extension {
 			rows.BindStock(h.App)
 			return nil
 		},
-		Middlewares: []*hook.Handler[*core.RequestEvent]{bodyCheck()},
+		Middlewares: []*hook.Handler[*core.RequestEvent]{body.Check()},
 		Routes: func(g *router.RouterGroup[*core.RequestEvent]) {
 			g.GET("/{collection}", r.list)
 			g.GET("/{collection}/{id}", r.view)
@@ -100,6 +100,7 @@ func New(cfg Config) extensions.Extension {
 // reader answers the two routes. It is safe for concurrent use.
 type reader struct {
 	cfg      Config
+	version  func() (version string, exact bool)
 	secret   *secret
 	throttle *throttle
 	ownHooks int // handlers on the hooks of reads that do not want records

@@ -192,10 +192,4 @@ func TestSeamRoutes(t *testing.T) {
 	if r.Code() != "api.validation_failed" {
 		t.Errorf("batch: %d %s", r.Status, r.Body)
 	}
-	c := &checker{}
-	for name, field := range map[string]string{"n+": "n", "n-": "n", "tags+": "tags", "+tags": "tags", "tags-": "tags", "doc+": "doc", "title:autogenerate": "title"} {
-		if f := c.fieldOf(collection(t, app, "posts"), name); f == nil || f.GetName() != field {
-			t.Errorf("%s sets %v", name, f)
-		}
-	}
 }

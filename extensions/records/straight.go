@@ -60,10 +60,13 @@ type listingKey struct {
 	later, total         bool
 }
 
+func (q query) listingKey(collection *core.Collection, s *straight) listingKey {
+	return listingKey{collection, s.viewer, q.filter, q.sorting, q.fields.String(), q.limit, q.cursor != "", q.total}
+}
+
 func (r *reader) listing(e *core.RequestEvent, collection *core.Collection, q query, s *straight) (*listing, error) {
-	key := listingKey{collection, s.viewer, q.filter, q.sorting, q.fields.String(), q.limit, q.cursor != "", q.total}
 	lasts := func() bool { return rows.Lasting(collection, s.viewer, collection.ListRule, q.filter) }
-	return rows.Compiled(&r.listings, key, e, lasts, func(info *core.RequestInfo, viewer string) (*listing, error) {
+	return rows.Compiled(&r.listings, q.listingKey(collection, s), e, lasts, func(info *core.RequestInfo, viewer string) (*listing, error) {
 		selected, err := newSelectionFor(e.App, info, collection, q.filter)
 		if err != nil {
 			return nil, err
@@ -101,6 +104,9 @@ func (r *reader) listing(e *core.RequestEvent, collection *core.Collection, q qu
 func (r *reader) listStraight(e *core.RequestEvent, collection *core.Collection, q query, s *straight) error {
 	if err := checkBody(e); err != nil {
 		return err
+	}
+	if kept, _ := r.listings.Get(q.listingKey(collection, s)); kept != nil && r.unchanged(e, collection, s) {
+		return nil
 	}
 	l, err := r.listing(e, collection, q, s)
 	if err != nil {
@@ -184,6 +190,9 @@ func (r *reader) viewStraight(e *core.RequestEvent, collection *core.Collection,
 	}
 	lasts := func() bool { return rows.Lasting(collection, s.viewer, collection.ViewRule, "") }
 	key := viewKey{collection, s.viewer, q.fields.String()}
+	if kept, _ := r.views.Get(key); kept != nil && r.unchanged(e, collection, s) {
+		return nil
+	}
 	one, err := rows.Compiled(&r.views, key, e, lasts, func(info *core.RequestInfo, viewer string) (*rows.Query, error) {
 		id := rows.NewMark()
 		sel := e.App.RecordQuery(collection).Select(s.plan.Select(collection.Name)...).

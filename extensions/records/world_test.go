@@ -53,7 +53,7 @@ func newWorld(t testing.TB, seed uint64) *world {
 	t.Helper()
 	w := &world{
 		t: t, client: &http.Client{Transport: &http.Transport{}}, random: rand.New(rand.NewPCG(seed, 0)),
-		app: apptest.New(t, api.New(settings.Defaults[api.Config]()), New(settings.Defaults[Config]())),
+		app: apptest.New(t, api.New(settings.Defaults[api.Config]()), New(settings.Defaults[Config](), nil)),
 	}
 	w.app.Settings().TrustedProxy.Headers = []string{addressHeader}
 	w.app.Settings().Logs.MaxDays = 0

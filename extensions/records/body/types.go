@@ -1,4 +1,4 @@
-package records
+package body
 
 import (
 	"encoding/json/jsontext"
@@ -52,17 +52,17 @@ func (c *checker) check(collection *core.Collection, members map[string]jsontext
 		switch {
 		case field != nil:
 			if want := mismatch(field, field.GetName() != name, members[name]); want != "" {
-				c.add(path, ErrFieldType, "must be "+want)
+				c.add(path, ErrType, "must be "+want)
 			}
 		case collection.IsAuth() && (name == "passwordConfirm" || name == "oldPassword"):
 			if !isText(members[name]) {
-				c.add(path, ErrFieldType, "must be "+wantText)
+				c.add(path, ErrType, "must be "+wantText)
 			}
 		case known[name]:
 		case name == router.JSONPayloadKey:
-			c.add(path, ErrFieldUnknown, "belongs into a multipart body")
+			c.add(path, ErrUnknown, "belongs into a multipart body")
 		default:
-			c.add(path, ErrFieldUnknown, collection.Name+" has no such field")
+			c.add(path, ErrUnknown, collection.Name+" has no such field")
 		}
 	}
 }

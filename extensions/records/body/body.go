@@ -1,4 +1,6 @@
-package records
+// Package body refuses JSON bodies with unknown members or wrong types before PocketBase's generated API reads them, which
+// would take "abc" for the number 0. All mistakes are told at once, in an api.validation_failed problem.
+package body
 
 import (
 	"encoding/json/jsontext"
@@ -15,12 +17,13 @@ import (
 	"github.com/pocketbase/pocketbase/tools/hook"
 	"github.com/pocketbase/pocketbase/tools/router"
 
+	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
 )
 
 const (
-	// bodyCheckPriority is behind the body limit (-990) and before anything that acts on the body.
-	bodyCheckPriority = -970
+	// priority is behind the body limit (-990) and before anything that acts on the body.
+	priority = -970
 
 	// maxFieldErrors bounds the answer to a body that is wrong in every member.
 	maxFieldErrors = 50
@@ -36,11 +39,17 @@ const (
 // batchWritePattern is a write in a batch; PUT creates or updates.
 var batchWritePattern = regexp.MustCompile(`^(POST|PUT|PATCH) /api(?:/v1)?/collections/([^/?]+)/records(?:[/?].*)?$`)
 
-// bodyCheck refuses JSON bodies with unknown members or wrong types before the generated API reads them. It works below
-// /api/v1 only; the stock paths stay as lenient as stock. Multipart bodies are text and have no types to check.
-func bodyCheck() *hook.Handler[*core.RequestEvent] {
+// Codes in the errors of the problem.
+var (
+	ErrUnknown = &extensions.Code{Name: "records.field_unknown", Status: http.StatusBadRequest, Title: "The collection has no such field"}
+	ErrType    = &extensions.Code{Name: "records.field_type", Status: http.StatusBadRequest, Title: "The value has the wrong type for the field"}
+)
+
+// Check is the middleware. It works below /api/v1 only; the stock paths stay as lenient as stock. Multipart bodies are
+// text and have no types to check.
+func Check() *hook.Handler[*core.RequestEvent] {
 	return &hook.Handler[*core.RequestEvent]{
-		Id: "satchelRecordBody", Priority: bodyCheckPriority,
+		Id: "satchelRecordBody", Priority: priority,
 		Func: func(e *core.RequestEvent) error {
 			if !api.RequestOf(e.Request.Context()).Versioned || !hasJSON(e.Request) {
 				return e.Next()
@@ -117,7 +126,7 @@ func checkBatch(e *core.RequestEvent) error {
 		prefix := "requests." + strconv.Itoa(i) + ".body"
 		members, err := object(r.Body)
 		if err != nil {
-			c.add(prefix, ErrFieldType, "must be an object")
+			c.add(prefix, ErrType, "must be an object")
 			continue
 		}
 		c.check(collection, members, prefix+".")
@@ -155,6 +164,14 @@ func object(body []byte) (map[string]jsontext.Value, error) {
 		return nil, malformed(err)
 	}
 	return members, nil
+}
+
+func cachedCollection(app core.App, nameOrID string) *core.Collection {
+	c, err := app.FindCachedCollectionByNameOrId(nameOrID)
+	if err != nil {
+		return nil
+	}
+	return c
 }
 
 func malformed(err error) error {
