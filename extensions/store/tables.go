@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"math"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,12 +22,9 @@ func (c *change) add(st statement.Statement) {
 		c.everything = true
 		return
 	}
-	for _, have := range c.tables {
-		if have == st.Table {
-			return
-		}
+	if !slices.Contains(c.tables, st.Table) {
+		c.tables = append(c.tables, st.Table)
 	}
-	c.tables = append(c.tables, st.Table)
 }
 
 func (c *change) empty() bool { return !c.everything && len(c.tables) == 0 }

@@ -86,7 +86,7 @@ func TestTableVersionOfNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.TableVersion("users") == s.TableVersion("users") {
+	if first := s.TableVersion("users"); first == s.TableVersion("users") {
 		t.Error("two calls agree about a file that is not open")
 	}
 }
