@@ -30,7 +30,7 @@ func TestSettings(t *testing.T) {
 		{"SATCHEL_LOGS_REQUESTS=none", ""},
 		{"SATCHEL_LOGS_FORMAT=xml", "SATCHEL_LOGS_FORMAT: must be auto, text or json"},
 		{"SATCHEL_LOGS_LEVEL=loud", "SATCHEL_LOGS_LEVEL: "},
-		{"SATCHEL_LOGS_REQUESTS=some", "SATCHEL_LOGS_REQUESTS: must be all, errors or none"},
+		{"SATCHEL_LOGS_REQUESTS=some", "SATCHEL_LOGS_REQUESTS: must be auto, all, errors or none"},
 	} {
 		s := settings.Load([]string{test.env})
 		settings.Section[logs.Config](s, "logs")

@@ -1,8 +1,8 @@
 // Package logs writes structured logs to standard error and takes the place of PocketBase's activity logger.
 //
-// One line is written for every request. Requests that fail in a way an operator must see are events: failed
-// authentication (event=auth_failed) and failed writes (event=write_failed) are warnings, and everything answered with
-// 5xx is an error with its cause. Records of PocketBase's own log from the level of warnings up appear here too, up to
+// A line is written for every request on a terminal, else for those that fail (REQUESTS). Requests that fail in a way an
+// operator must see are events: failed authentication (event=auth_failed) and failed writes (event=write_failed) are
+// warnings, and everything answered with 5xx is an error with its cause. Records of PocketBase's own log from the level of warnings up appear here too, up to
 // three seconds late, because that is how often PocketBase passes them on.
 //
 // The same requests are stored in PocketBase's table _logs of auxiliary.db, in PocketBase's form, so that the
@@ -26,6 +26,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"time"
 
 	"github.com/mattn/go-isatty"
@@ -45,6 +46,7 @@ const (
 
 // Which requests get a line. Events and answers of 5xx always do.
 const (
+	RequestsAuto   = "auto"
 	RequestsAll    = "all"
 	RequestsErrors = "errors"
 	RequestsNone   = "none"
@@ -56,7 +58,7 @@ type Config struct {
 
 	Level slog.Level `env:"LEVEL" default:"info" help:"lowest level that is written: debug, info, warn or error"`
 
-	Requests string `env:"REQUESTS" default:"all" help:"requests that get a line: all, errors (status 400 and up) or none; failed logins, failed writes and 5xx always do"`
+	Requests string `env:"REQUESTS" default:"auto" help:"requests that get a line: all, errors (status 400 and up), none, or auto (all on a terminal, else errors); failed logins, failed writes and 5xx always do"`
 
 	StorePerSecond int `env:"STORE_PER_SECOND" default:"10" help:"successful requests a second that are stored for the dashboard, ten times as many after a pause; failures but 429 always are"`
 
@@ -71,9 +73,9 @@ func (c Config) Validate() error {
 		return errors.New("FORMAT: must be auto, text or json")
 	}
 	switch c.Requests {
-	case RequestsAll, RequestsErrors, RequestsNone:
+	case RequestsAuto, RequestsAll, RequestsErrors, RequestsNone:
 	default:
-		return errors.New("REQUESTS: must be all, errors or none")
+		return errors.New("REQUESTS: must be auto, all, errors or none")
 	}
 	if c.StorePerSecond < 0 {
 		return errors.New("STORE_PER_SECOND: must not be negative")
@@ -86,7 +88,15 @@ func (c Config) Validate() error {
 
 // New returns the extension. The logger of its host should write through [Handler].
 func New(cfg Config) extensions.Extension {
-	p := newPipeline(cfg)
+	shown := cfg
+	if cfg.Requests == RequestsAuto {
+		// A person at a terminal wants to see what happens; a journal would be filled by a busy server.
+		shown.Requests = RequestsErrors
+		if isTerminal(os.Stderr) {
+			shown.Requests = RequestsAll
+		}
+	}
+	p := newPipeline(shown)
 	return extensions.Extension{
 		Name:     "logs",
 		Settings: cfg,

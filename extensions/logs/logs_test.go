@@ -92,7 +92,11 @@ func install(cfg logs.Config, w io.Writer) extensions.Extension {
 	return x
 }
 
-func defaults() logs.Config { return settings.Defaults[logs.Config]() }
+func defaults() logs.Config {
+	cfg := settings.Defaults[logs.Config]()
+	cfg.Requests = logs.RequestsAll
+	return cfg
+}
 
 // routes are handlers that end in every way a handler can.
 func routes() extensions.Extension {

@@ -33,8 +33,9 @@ type file struct {
 	// word is the version: a counter, and in the lowest bit whether it is known to be exact without asking SQLite. It is
 	// stored by the holder of the gate only. See [Store.Version].
 	word    atomic.Uint64
-	foreign int64      // guarded by gate: the writer's last PRAGMA data_version
-	polls   sync.Mutex // held by readers that ask SQLite, so that they do not take each other for writers
+	foreign int64        // guarded by gate: the writer's last PRAGMA data_version
+	polled  atomic.Int64 // when that was, in Unix nanoseconds
+	polls   sync.Mutex   // held by readers that ask SQLite, so that they do not take each other for writers
 
 	tables tables
 
@@ -153,8 +154,14 @@ func (f *file) poll(ctx context.Context) error {
 		f.foreign = foreign
 		f.bump()
 	}
+	f.polled.Store(time.Now().UnixNano())
 	return nil
 }
+
+// pollEvery bounds how long a commit of another process can stay unnoticed while this process writes all the time.
+const pollEvery = 10 * time.Millisecond
+
+func (f *file) polledLately() bool { return time.Now().UnixNano()-f.polled.Load() < int64(pollEvery) }
 
 // version is the counter, and whether it is exact.
 func (f *file) version() (uint64, bool) {

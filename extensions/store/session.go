@@ -168,6 +168,9 @@ func (s *session) enter(ctx context.Context, st statement.Statement) (*connectio
 	if err != nil {
 		return nil, err
 	}
+	if s.own == nil && !s.tx && !s.file.polledLately() {
+		_ = s.file.poll(context.WithoutCancel(ctx)) // what fails here fails the statement too
+	}
 	if st.Verb != statement.Read || st.Script {
 		s.wrote = true
 		if s.file.dirties(st) {

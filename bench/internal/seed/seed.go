@@ -113,7 +113,7 @@ func collections(app core.App) error {
 		relation("owner", users.Id), relation("room", room.Id), &core.TextField{Name: "data"})
 	message.CreateRule = new("owner = @request.auth.id && " + member)
 	notes := base(Notes, "notes0000benche", new("owner = @request.auth.id"), append(noteFields(), relation("owner", users.Id))...)
-	notes.AddIndex("idx_bench_notes_owner_updated", false, "owner, updated", "")
+	notes.AddIndex("idx_bench_notes_owner_updated", false, "owner, updated, id", "")
 	open := base("open_notes", "open00000benche", new(""),
 		&core.TextField{Name: "title"}, &core.TextField{Name: "body", Max: 20_000})
 	for _, c := range []*core.Collection{users, room, members, message, notes, open} {
