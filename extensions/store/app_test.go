@@ -338,3 +338,34 @@ func TestChecksAndMetrics(t *testing.T) {
 		t.Error("a typing mistake was accepted")
 	}
 }
+
+// The query of a create rule is kept prepared, and its values still meet their columns. PocketBase's text for it is a
+// promise of nobody, so an upgrade may break this.
+func TestCreateRuleIsKept(t *testing.T) {
+	app, s := start(t, Options{})
+	notes, err := app.FindCollectionByNameOrId("notes")
+	if err != nil {
+		t.Fatal(err)
+	}
+	notes.CreateRule = new("title = 'right' && rank = 7 && flag = true")
+	notes.Fields.Add(&core.NumberField{Name: "rank"}, &core.BoolField{Name: "flag"}, &core.TextField{Name: "more"})
+	if err := app.Save(notes); err != nil {
+		t.Fatal(err)
+	}
+	create := func(body string) int {
+		return app.Do(t, apptest.Request{Method: http.MethodPost, Path: "/api/collections/notes/records", Body: body}).Status
+	}
+	for range 20 { // the order of a map
+		if got := create(`{"title":"right","rank":7,"flag":true,"more":"wrong"}`); got != http.StatusOK {
+			t.Fatalf("a good record: status %d", got)
+		}
+		if got := create(`{"title":"wrong","rank":7,"flag":true,"more":"right"}`); got != http.StatusBadRequest {
+			t.Fatalf("a bad record: status %d", got)
+		}
+	}
+	before := s.statistics()
+	create(`{"title":"right","rank":7,"flag":true}`)
+	if after := s.statistics(); after.misses != before.misses {
+		t.Errorf("%d statements were prepared for one more record", after.misses-before.misses)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/satchelbase/satchel/extensions/store/statement"
 )
@@ -262,6 +263,8 @@ func (s *session) ExecContext(ctx context.Context, text string, args []driver.Na
 
 // QueryContext implements driver.QueryerContext.
 func (s *session) QueryContext(ctx context.Context, text string, args []driver.NamedValue) (driver.Rows, error) {
+	text, order := statement.Canonical(text)
+	args = reorder(args, order)
 	st := statement.Parse(text)
 	c, err := s.enter(ctx, st)
 	if err != nil {
@@ -371,6 +374,18 @@ func (l *lazy) Exec(args []driver.Value) (driver.Result, error) {
 // Query implements driver.Stmt.
 func (l *lazy) Query(args []driver.Value) (driver.Rows, error) {
 	return l.QueryContext(context.Background(), named(args))
+}
+
+// reorder puts the values of the first placeholders where [statement.Canonical] has put their columns.
+func reorder(args []driver.NamedValue, order []int) []driver.NamedValue {
+	if len(order) == 0 || len(order) > len(args) {
+		return args
+	}
+	moved := slices.Clone(args)
+	for to, from := range order {
+		moved[to].Value = args[from].Value
+	}
+	return moved
 }
 
 func named(args []driver.Value) []driver.NamedValue {
