@@ -52,7 +52,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) []extensio
 		ratelimit.New(cfg.ratelimit),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, nil)),
 		sessions.New(),
-		records.New(cfg.records, db.Version),
+		records.New(cfg.records, db),
 		health.New(cfg.health, all),
 		demo.New(),
 		rules.New(func(dataDir string) (core.App, error) {

@@ -44,9 +44,10 @@ func NotModified(e *core.RequestEvent, etag string) bool {
 }
 
 // Unchanged answers 304 before any work is done, and reports true, when the client presents an answer that was made from
-// the same parts. They must hold everything the answer depends on: who asks, what, and the version of the data, taken
-// before. If it reports false, the answer that [Write] or [WritePage] makes afterwards is labelled with the parts.
-func Unchanged(e *core.RequestEvent, parts ...string) bool {
+// the same parts and confirm says that they still hold. They must name everything the answer depends on: who asks, what,
+// and the version of the data, taken before. If it reports false, the answer that [Write] or [WritePage] makes
+// afterwards is labelled with the parts.
+func Unchanged(e *core.RequestEvent, confirm func() bool, parts ...string) bool {
 	h := sha256.New()
 	for _, p := range parts {
 		_, _ = h.Write([]byte(p))
@@ -54,7 +55,7 @@ func Unchanged(e *core.RequestEvent, parts ...string) bool {
 	}
 	label := base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:labelBytes])
 	for candidate := range presented(e.Request) {
-		if strings.HasPrefix(opaque(candidate), label+".") {
+		if strings.HasPrefix(opaque(candidate), label+".") && confirm() {
 			return notModified(e, `W/"`+opaque(candidate)+`"`)
 		}
 	}

@@ -114,6 +114,7 @@ func TestChangesAreSeenAtOnce(t *testing.T) {
 			if _, err := db.Exec("UPDATE users SET plan = 'gold'"); err != nil {
 				t.Fatal(err)
 			}
+			time.Sleep(2 * time.Millisecond) // the store notices other processes within one
 		}, field("plan", "gold")},
 		{"secret of the collection", func(t testing.TB, f *fixture, _ *core.Record, _ string) {
 			users := f.users(t)

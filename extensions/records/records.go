@@ -73,10 +73,9 @@ var (
 	ErrFields = &extensions.Code{Name: "records.fields_invalid", Status: http.StatusBadRequest, Title: "The list of fields is not valid"}
 )
 
-// New returns the extension. version names the state of the database, for answers that need not be made again: two equal
-// versions, both exact, mean that nothing was changed between the calls, in any way. It is nil where there is none.
-func New(cfg Config, version func() (version string, exact bool)) extensions.Extension {
-	r := &reader{cfg: cfg, version: version, secret: &secret{}, throttle: &throttle{}, ownHooks: rows.StockHooks}
+// New returns the extension. Without versions, which may be nil, every conditional request is asked anew.
+func New(cfg Config, versions Versions) extensions.Extension {
+	r := &reader{cfg: cfg, versions: versions, secret: &secret{}, throttle: &throttle{}, ownHooks: rows.StockHooks}
 	return extensions.Extension{
 		Name:     "records",
 		Settings: cfg,
@@ -100,7 +99,7 @@ func New(cfg Config, version func() (version string, exact bool)) extensions.Ext
 // reader answers the two routes. It is safe for concurrent use.
 type reader struct {
 	cfg      Config
-	version  func() (version string, exact bool)
+	versions Versions
 	secret   *secret
 	throttle *throttle
 	ownHooks int // handlers on the hooks of reads that do not want records

@@ -29,7 +29,7 @@ func newShelf(t *testing.T) *shelf {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &shelf{App: apptest.Open(t, db.Connect, api.New(settings.Defaults[api.Config]()), store.New(db), New(settings.Defaults[Config](), db.Version))}
+	s := &shelf{App: apptest.Open(t, db.Connect, api.New(settings.Defaults[api.Config]()), store.New(db), New(settings.Defaults[Config](), db))}
 	s.ada, s.adaT = s.User(t, "ada@example.test")
 	s.bob, s.bobT = s.User(t, "bob@example.test")
 	clubs := core.NewBaseCollection("clubs")

@@ -158,10 +158,16 @@ func (f *file) poll(ctx context.Context) error {
 	return nil
 }
 
-// pollEvery bounds how long a commit of another process can stay unnoticed while this process writes all the time.
-const pollEvery = 10 * time.Millisecond
+// How long a commit of another process can stay unnoticed by [Store.TableVersion]: asking SQLite costs five microseconds,
+// too much for every request, and cannot be done while this process writes.
+const (
+	pollEvery     = time.Millisecond
+	pollUnderLoad = 10 * time.Millisecond
+)
 
-func (f *file) polledLately() bool { return time.Now().UnixNano()-f.polled.Load() < int64(pollEvery) }
+func (f *file) polledWithin(d time.Duration) bool {
+	return time.Now().UnixNano()-f.polled.Load() < int64(d)
+}
 
 // version is the counter, and whether it is exact.
 func (f *file) version() (uint64, bool) {

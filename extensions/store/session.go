@@ -169,7 +169,7 @@ func (s *session) enter(ctx context.Context, st statement.Statement) (*connectio
 	if err != nil {
 		return nil, err
 	}
-	if s.own == nil && !s.tx && !s.file.polledLately() {
+	if s.own == nil && !s.tx && !s.file.polledWithin(pollUnderLoad) {
 		_ = s.file.poll(context.WithoutCancel(ctx)) // what fails here fails the statement too
 	}
 	if st.Verb != statement.Read || st.Script {

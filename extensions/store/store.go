@@ -145,12 +145,12 @@ func (s *Store) Healthy() error {
 }
 
 // Version names the state of data.db, for answers that need not be computed again. Two equal versions, both exact, mean
-// that nothing but quiet tables was changed between the two calls, by this or any other process. Take it before the
-// query that is labelled with it:
+// that nothing but quiet tables was changed between the two calls, by this or any other process. The label of an answer
+// is a version from before its query, which may be that of [Store.LastVersion]:
 //
-//	version, exact := store.Version()
-//	if exact && version == presented { /* 304 */ }
-//	/* run the query; label the answer with version only if exact */
+//	if version, exact := store.Version(); exact && version == presented { /* 304 */ }
+//	label := store.LastVersion()
+//	/* run the query, answer with the label */
 //
 // Why this cannot label new data with an old version for good, nor miss a change: a writer makes the version inexact
 // before its COMMIT, and increases it after the COMMIT and before it lets anybody else write. A reader that took the old
@@ -165,7 +165,17 @@ func (s *Store) Version() (version string, exact bool) {
 		return "", false
 	}
 	n, exact := f.version()
-	return f.epoch + "-" + strconv.FormatUint(n, 36), exact
+	return f.named(n), exact
+}
+
+// LastVersion is the version as it was last known, at no cost. It may be behind, so it can label an answer, whose label
+// then never comes again, but not tell that nothing has changed.
+func (s *Store) LastVersion() string {
+	f := s.data.Load()
+	if f == nil {
+		return ""
+	}
+	return f.named(f.word.Load() >> 1)
 }
 
 // list returns the open files, data.db first.
@@ -179,6 +189,8 @@ func (s *Store) list() []*file {
 	slices.SortFunc(list, func(a, b *file) int { return strings.Compare(filepath.Base(b.path), filepath.Base(a.path)) })
 	return list
 }
+
+func (f *file) named(n uint64) string { return f.epoch + "-" + strconv.FormatUint(n, 36) }
 
 // newEpoch keeps the versions of different runs, and of the files before and after a restore, apart.
 func newEpoch() string { return strings.ToLower(rand.Text()[:12]) }

@@ -84,13 +84,16 @@ func (f *file) bump() {
 
 // TableVersion names the state of one table of data.db. It returns another number after any committed write to the table
 // than before it, from the moment at which the write returns; so also after statements that were not understood and
-// after writes of triggers. Commits of other processes count as well, at once while this process does not write and
-// within 10 ms while it does. Take it before the query that is remembered under it. While it cannot be told whether
-// another process has written, each call returns a number that never comes again. The tables of [Options.Quiet] have
-// none.
+// after writes of triggers. Commits of other processes count as well, within a millisecond, or ten while this process
+// writes. Take it before the query that is remembered under it. While it cannot be told whether another process has
+// written, each call returns a number that never comes again. The tables of [Options.Quiet] have none.
 func (s *Store) TableVersion(table string) uint64 {
 	if f := s.data.Load(); f != nil {
-		if _, exact := f.version(); exact || f.polledLately() {
+		known := f.polledWithin(pollEvery)
+		if !known {
+			_, known = f.version()
+		}
+		if known || f.polledWithin(pollUnderLoad) {
 			return f.tables.of(strings.ToLower(table))
 		}
 	}

@@ -164,6 +164,9 @@ func TestVersionUnderConcurrency(t *testing.T) {
 		all.Go(func() {
 			for time.Now().Before(stop) {
 				label, ok := p.store.Version()
+				if rand.IntN(2) == 0 {
+					label, ok = p.store.LastVersion(), true
+				}
 				if !ok {
 					continue
 				}
