@@ -9,7 +9,7 @@ create table users(id text primary key, avatar text, created text, email text un
   updated text, verified boolean);
 create table bench_notes(id text primary key, attachment text, body text, created text, meta jsonb,
   owner text not null references users(id) on delete cascade, status text, title text not null, updated text);
-create index on bench_notes(owner, updated);
+create index on bench_notes(owner, updated, id);
 create table room_members(id text primary key, "user" text not null references users(id), room text not null);
 create unique index on room_members(room, "user");
 create table message(id text primary key, created text, data text, owner text not null references users(id), room text not null, updated text);

@@ -6,8 +6,9 @@
 //     always needed, because the proxy is on the same machine too.
 //   - Traces go to an OpenTelemetry collector by OTLP over HTTP, if one is set: one span for each request, in the trace
 //     that the client's traceparent names. Without a collector nothing of it runs.
-//   - GET /api/v1/metrics/pprof/{profile} gives superusers the profiles of the Go runtime, if the settings allow it:
-//     profile (of the CPU, ?seconds=30), heap, allocs, goroutine and threadcreate.
+//   - GET /debug/pprof/{profile}, where Go's tools look, and /api/v1/metrics/pprof/{profile} give superusers the profiles
+//     of the Go runtime, if the settings allow it: profile (of the CPU, ?seconds=30), heap, allocs, goroutine and
+//     threadcreate.
 //
 // Series by route: satchel_metrics_requests_total and satchel_metrics_request_duration_seconds with method, route, class
 // (2xx) and app_version, and satchel_metrics_errors_total with method, route and status. Labels come from the server
@@ -54,7 +55,7 @@ type Config struct {
 
 	OTLPRatio float64 `env:"OTLP_RATIO" default:"0.1" help:"share of requests that are traced, from 0 to 1"`
 
-	Pprof bool `env:"PPROF" default:"false" help:"let superusers read profiles of the running program at /api/v1/metrics/pprof"`
+	Pprof bool `env:"PPROF" default:"false" help:"let superusers read profiles of the running program at /debug/pprof and /api/v1/metrics/pprof"`
 }
 
 // leastToken is what cannot be guessed by asking, at 4 bits a character.
@@ -126,6 +127,9 @@ func New(cfg Config, proxied bool, installed func() []extensions.Extension) exte
 				page.ServeHTTP(e.Response, e.Request)
 				return nil
 			}).Bind(apis.SkipSuccessActivityLog())
+			if cfg.Pprof { // where Go's tools look
+				e.Router.GET("/debug/pprof/{profile}", profile).Bind(apis.RequireSuperuserAuth())
+			}
 			return nil
 		},
 		Metrics: []extensions.Metric{{

@@ -275,6 +275,8 @@ func TestProfiles(t *testing.T) {
 		{Name: "processor, no number", Request: get("profile?seconds=x"), Before: superuser, Status: 400, Code: "api.bad_request"},
 		{Name: "unknown", Request: get("cmdline"), Before: superuser, Status: 404, Code: "api.not_found"},
 		{Name: "locks", Request: get("mutex"), Before: superuser, Status: 404},
+		{Name: "where Go's tools look", Request: apptest.Request{Path: "/debug/pprof/heap"}, Before: superuser, Status: 200, After: isProfile},
+		{Name: "where Go's tools look, a guest", Request: apptest.Request{Path: "/debug/pprof/heap"}, Status: 401},
 	})
 	apptest.Run(t, func(t testing.TB) *apptest.App { return start(t, defaults()) }, []apptest.Scenario{
 		{Name: "off", Request: get("heap"), Before: superuser, Status: 404},

@@ -3,8 +3,6 @@ package store
 import (
 	"context"
 	"fmt"
-	"os"
-	"runtime"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
@@ -47,9 +45,6 @@ func New(s *Store) extensions.Extension {
 // bind lets many writers wait for the disk at the same time. PocketBase limits its write pool to one connection, and
 // does so while it opens the database.
 func (s *Store) bind(h *extensions.Host) error {
-	if s.cfg.Durability == Full {
-		spareProcessor()
-	}
 	h.App.OnBootstrap().Bind(&hook.Handler[*core.BootstrapEvent]{
 		Id: "satchelStorePool",
 		Func: func(e *core.BootstrapEvent) error {
@@ -71,15 +66,6 @@ func (s *Store) bind(h *extensions.Host) error {
 		},
 	})
 	return nil
-}
-
-// spareProcessor gives the scheduler a second processor on a machine with one. Go does not know that an fsync blocks: the
-// only processor would be held by it until the scheduler's watchdog looks, up to 10 ms later, and nothing else would run
-// (1,250 creates a second instead of 2,250 on one core). The variable GOMAXPROCS wins.
-func spareProcessor() {
-	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) == 1 {
-		runtime.GOMAXPROCS(2)
-	}
 }
 
 // storeErrors answers 503 where a handler's error comes from the database's state and not from the request. PocketBase

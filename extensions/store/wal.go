@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"sync"
 )
 
@@ -91,6 +92,10 @@ func (w *wal) wait() error {
 
 // run syncs for all who joined the round before it starts, then hands the lead on.
 func (w *wal) run(mine *round) {
+	// Whoever can run reaches his commit first and shares the round. On one processor an fsync stops everybody else, so
+	// without this a round would be for one: 1,650 creates a second instead of 3,900 with 64 clients.
+	runtime.Gosched()
+
 	w.mu.Lock()
 	w.next = nil
 	file, err := w.file, w.failed
