@@ -208,10 +208,10 @@ func TestStatementsUnderCancellationAndSchemaChange(t *testing.T) {
 	if err := p.write.QueryRow("PRAGMA integrity_check").Scan(&check); err != nil || check != "ok" {
 		t.Fatalf("%q, %v", check, err)
 	}
-	if !p.file().gate.try() {
+	if !p.file().gate.Try() {
 		t.Fatal("somebody still has the right to write")
 	}
-	p.file().gate.unlock()
+	p.file().gate.Unlock()
 }
 
 // scroll reads until the end or the end of the context.

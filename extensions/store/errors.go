@@ -13,6 +13,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/router"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/store/gate"
 )
 
 // ErrUnavailable is the answer to a request that the database could not serve through no fault of the client: it is
@@ -78,7 +79,7 @@ func busy(cause error) error {
 
 // lockFailure explains why the write lock was not got.
 func lockFailure(err error, patience time.Duration) error {
-	if !errors.Is(err, errPatience) {
+	if !errors.Is(err, gate.ErrPatience) {
 		return err
 	}
 	return &Failure{

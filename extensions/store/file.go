@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/satchelbase/satchel/extensions/store/gate"
 	"github.com/satchelbase/satchel/extensions/store/statement"
 )
 
@@ -25,7 +26,7 @@ type file struct {
 	keep     *atomic.Bool // somebody else owns checkpoints
 	epoch    string
 
-	gate   gate        // the right to write, and to use writer
+	gate   gate.Gate   // the right to write, and to use writer
 	writer *connection // guarded by gate; nil until used
 	closed bool        // guarded by gate
 	wal    wal
@@ -94,10 +95,10 @@ func (f *file) drop() error {
 
 // Close ends the writing connection when the write pool is closed.
 func (f *file) Close() error {
-	if err := f.gate.lock(context.Background(), f.patience); err != nil {
+	if err := f.gate.Lock(context.Background(), f.patience); err != nil {
 		return fmt.Errorf("close %s: a transaction is still open: %w", f.path, err)
 	}
-	defer f.gate.unlock()
+	defer f.gate.Unlock()
 	f.closed = true
 	return f.drop()
 }
@@ -107,7 +108,7 @@ func (f *file) release() {
 	if f.writer != nil && !f.writer.alive(context.Background()) {
 		_ = f.drop()
 	}
-	f.gate.unlock()
+	f.gate.Unlock()
 }
 
 // refusal is why no write may begin: after a failed fsync nobody knows what is on the disk.
@@ -176,7 +177,7 @@ func (f *file) version() (uint64, bool) {
 	}
 	f.polls.Lock()
 	defer f.polls.Unlock()
-	if !f.gate.try() {
+	if !f.gate.Try() {
 		word := f.word.Load()
 		return word >> 1, word&1 == 1
 	}

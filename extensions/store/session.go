@@ -132,7 +132,7 @@ func (s *session) finish() {
 // borrow returns the connection to run on and, if exclusive, waits for the right to write.
 func (s *session) borrow(ctx context.Context, exclusive bool) (*connection, error) {
 	if exclusive && !s.lease {
-		if err := s.file.gate.lock(ctx, s.file.patience); err != nil {
+		if err := s.file.gate.Lock(ctx, s.file.patience); err != nil {
 			return nil, lockFailure(err, s.file.patience)
 		}
 		s.lease = true

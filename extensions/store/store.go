@@ -208,7 +208,7 @@ func (s *Store) statistics() statistics {
 		sum.syncs += f.wal.syncs()
 		sum.hits += f.hits.Load()
 		sum.misses += f.misses.Load()
-		sum.wait += f.gate.wait()
+		sum.wait += f.gate.Wait()
 	}
 	return sum
 }

@@ -1,4 +1,5 @@
-package store
+// Package gate holds the lock that writers of a database file queue for.
+package gate
 
 import (
 	"container/list"
@@ -8,20 +9,20 @@ import (
 	"time"
 )
 
-// errPatience says that a place in the queue was given up because the wait was too long.
-var errPatience = errors.New("waited too long")
+// ErrPatience says that a place in the queue was given up because the wait was too long.
+var ErrPatience = errors.New("waited too long")
 
-// gate is a mutual exclusion lock whose waiters are served in the order of their arrival and may give up. It is handed
-// over directly: whoever arrives while others wait cannot overtake them.
-type gate struct {
+// Gate is a mutual exclusion lock whose waiters are served in the order of their arrival and may give up. It is handed
+// over directly: whoever arrives while others wait cannot overtake them. The zero value is open.
+type Gate struct {
 	mu     sync.Mutex
 	held   bool
 	queue  list.List // of chan struct{}, closed when the gate is theirs
 	waited time.Duration
 }
 
-// try takes the gate if nobody has it.
-func (g *gate) try() bool {
+// Try takes the gate if nobody has it.
+func (g *Gate) Try() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.held {
@@ -31,8 +32,8 @@ func (g *gate) try() bool {
 	return true
 }
 
-// lock waits for the gate until the context ends or patience runs out.
-func (g *gate) lock(ctx context.Context, patience time.Duration) error {
+// Lock waits for the gate until the context ends or patience runs out.
+func (g *Gate) Lock(ctx context.Context, patience time.Duration) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -55,7 +56,7 @@ func (g *gate) lock(ctx context.Context, patience time.Duration) error {
 	case <-ctx.Done():
 		err = ctx.Err()
 	case <-timer.C:
-		err = errPatience
+		err = ErrPatience
 	}
 
 	g.mu.Lock()
@@ -69,13 +70,13 @@ func (g *gate) lock(ctx context.Context, patience time.Duration) error {
 	}
 	g.mu.Unlock()
 	if granted && err != nil {
-		g.unlock()
+		g.Unlock()
 	}
 	return err
 }
 
-// unlock gives the gate to the first in the queue.
-func (g *gate) unlock() {
+// Unlock gives the gate to the first in the queue.
+func (g *Gate) Unlock() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	first := g.queue.Front()
@@ -88,8 +89,8 @@ func (g *gate) unlock() {
 	}
 }
 
-// wait is the sum of the time that callers have spent in the queue.
-func (g *gate) wait() time.Duration {
+// Wait is the sum of the time that callers have spent in the queue.
+func (g *Gate) Wait() time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.waited

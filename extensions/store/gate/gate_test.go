@@ -1,4 +1,4 @@
-package store
+package gate
 
 import (
 	"context"
@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-func queued(g *gate) int {
+func queued(g *Gate) int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.queue.Len()
@@ -24,8 +24,8 @@ func waitFor(t testing.TB, what string, ok func() bool) {
 }
 
 func TestGateServesInOrder(t *testing.T) {
-	var g gate
-	if err := g.lock(t.Context(), time.Second); err != nil {
+	var g Gate
+	if err := g.Lock(t.Context(), time.Second); err != nil {
 		t.Fatal(err)
 	}
 	var (
@@ -34,45 +34,45 @@ func TestGateServesInOrder(t *testing.T) {
 	)
 	for i := range 20 {
 		all.Go(func() {
-			if err := g.lock(t.Context(), time.Minute); err != nil {
+			if err := g.Lock(t.Context(), time.Minute); err != nil {
 				t.Error(err)
 			}
 			order = append(order, i)
-			g.unlock()
+			g.Unlock()
 		})
 		waitFor(t, "a place in the queue", func() bool { return queued(&g) == i+1 })
 	}
-	if g.try() {
+	if g.Try() {
 		t.Fatal("somebody overtook the queue")
 	}
-	g.unlock()
+	g.Unlock()
 	all.Wait()
 	for i, got := range order {
 		if i != got {
 			t.Fatalf("order %v", order)
 		}
 	}
-	if !g.try() || g.wait() == 0 {
+	if !g.Try() || g.Wait() == 0 {
 		t.Fatal("the gate is not free, or the waiting was not counted")
 	}
 }
 
 func TestGateGivesUp(t *testing.T) {
-	var g gate
-	g.try()
-	if err := g.lock(t.Context(), time.Millisecond); !errors.Is(err, errPatience) {
+	var g Gate
+	g.Try()
+	if err := g.Lock(t.Context(), time.Millisecond); !errors.Is(err, ErrPatience) {
 		t.Fatalf("%v", err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(time.Millisecond, cancel)
-	if err := g.lock(ctx, time.Minute); !errors.Is(err, context.Canceled) {
+	if err := g.Lock(ctx, time.Minute); !errors.Is(err, context.Canceled) {
 		t.Fatalf("%v", err)
 	}
 	if queued(&g) != 0 {
 		t.Fatal("who gave up is still in the queue")
 	}
-	g.unlock()
-	if !g.try() {
+	g.Unlock()
+	if !g.Try() {
 		t.Fatal("the gate was lost")
 	}
 }
@@ -80,7 +80,7 @@ func TestGateGivesUp(t *testing.T) {
 // The gate must not get lost when it is handed to somebody who gives up at the same moment.
 func TestGateHandOverRacesWithGivingUp(t *testing.T) {
 	var (
-		g   gate
+		g   Gate
 		in  int
 		all sync.WaitGroup
 	)
@@ -88,20 +88,20 @@ func TestGateHandOverRacesWithGivingUp(t *testing.T) {
 		all.Go(func() {
 			for i := range 500 {
 				ctx, cancel := context.WithTimeout(context.Background(), time.Duration(i%40)*time.Microsecond)
-				if g.lock(ctx, time.Duration(i%37)*time.Microsecond) == nil {
+				if g.Lock(ctx, time.Duration(i%37)*time.Microsecond) == nil {
 					in++
 					if in != 1 {
 						t.Error("two are in")
 					}
 					in--
-					g.unlock()
+					g.Unlock()
 				}
 				cancel()
 			}
 		})
 	}
 	all.Wait()
-	if !g.try() {
+	if !g.Try() {
 		t.Fatal("the gate was lost")
 	}
 }
