@@ -39,10 +39,12 @@ dev: ## Serve; rebuild and restart when a source file changes
 build: ## Build ./satchel, one static binary
 	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o satchel .
 
-# The race detector needs a C compiler. Two packages at a time keep timing tests honest on small machines.
+# The race detector needs a C compiler. Two packages at a time keep timing tests honest on small machines. With it, the
+# differential test runs a part of its cases.
 .PHONY: test
 test: ## Run all tests with the race detector
 	CGO_ENABLED=1 go test -race -timeout 15m -p 2 $(TESTFLAGS) ./...
+	go test -timeout 10m -run TestDifferential $(TESTFLAGS) ./extensions/records
 
 .PHONY: lint
 lint: $(LINT) ## Check style, and the rules of who may import whom

@@ -78,7 +78,7 @@ func (q question) exact() bool { return !strings.Contains(strings.Join(q.query, 
 // parameters, and PocketBase's own as they were with as they are written now.
 func TestDifferential(t *testing.T) {
 	share := 1
-	if testing.Short() {
+	if testing.Short() || raceEnabled { // make test also runs it whole, without the detector
 		share = 10
 	}
 	w := newWorld(t, *seedFlag)
