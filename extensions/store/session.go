@@ -51,6 +51,7 @@ func (s *session) begin(ctx context.Context) error {
 	}
 	if err := c.run(ctx, text); err != nil {
 		c.suspect = true
+		s.abandon(c) // it may have begun before the context ended
 		s.release()
 		return mapped(err)
 	}
