@@ -17,7 +17,7 @@ var (
 	registryHost = regexp.MustCompile(`\b(registry\.[a-z0-9.-]+\.[a-z]+|proxy\.golang\.org|sum\.golang\.org|deb\.debian\.org|pypi\.org)\b`)
 
 	// machinePath is a folder of one machine or one person.
-	machinePath = regexp.MustCompile(`(/roo[t]/|/work/(main|shared|\.library)|/home/[a-z][a-z0-9]*/|/Users/[A-Za-z]+/|[A-Z]:\\Users\\)`)
+	machinePath = regexp.MustCompile(`(/roo[t]/|/wor[k]/(main|shared|\.library)|/home/[a-z][a-z0-9]*/|/Users/[A-Za-z]+/|[A-Z]:\\Users\\)`)
 )
 
 // tracked lists the files that Git has or would take.
@@ -71,7 +71,7 @@ func TestNoMachineCanFail(t *testing.T) {
 		"ignored":           "https://registry." + "example.test/\n",
 		"package-lock.json": "{\n  \"resolved\": \"https://registry." + "example.test/a.tgz\"\n}\n",
 		"a.md":              "See https://pkg.go.dev and /root and /home/.\n",
-		"b.md":              "cd /work/" + "main\n",
+		"b.md":              "cd /wor" + "k/main\n",
 		"c.sh":              "ls /roo" + "t/go\n",
 		"d.bin":             "\x00/roo" + "t/go\n",
 		"folder/e.txt":      "one\ntwo\n/home/" + "ann/x\n",
