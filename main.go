@@ -13,6 +13,8 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/apikeys"
+	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/authcache"
 	"github.com/satchelbase/satchel/extensions/cli"
 	"github.com/satchelbase/satchel/extensions/demo"
@@ -54,6 +56,8 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) []extensio
 		secrets.New(cfg.secrets, vault),
 		ratelimit.New(cfg.ratelimit),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, nil)),
+		audit.New(),
+		apikeys.New(),
 		sessions.New(),
 		records.New(cfg.records, db),
 		health.New(cfg.health, all),
