@@ -98,3 +98,11 @@ func invalid(presented string) error {
 func challenge(code *extensions.Code, header string) error {
 	return &api.Problem{Code: code, Header: http.Header{"Www-Authenticate": {header}}}
 }
+
+// Allow returns a check that admits requests with a good key of the scope, for features that take a function.
+func Allow(scope string) func(r *http.Request, app core.App) error {
+	return func(r *http.Request, app core.App) error {
+		_, err := Authenticate(app, FromRequest(r), scope)
+		return err
+	}
+}

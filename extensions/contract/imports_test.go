@@ -17,8 +17,9 @@ func foundation() []string {
 // type as an argument of its constructor.
 func friends() map[string][]string {
 	return map[string][]string{
-		"apikeys": {"audit"},
-		"records": {"rows"},
+		"apikeys":  {"audit"},
+		"records":  {"rows"},
+		"sessions": {"audit", "authcache"},
 	}
 }
 

@@ -2,7 +2,6 @@ package sessions
 
 import (
 	"net/http"
-	"net/netip"
 	"regexp"
 	"strings"
 	"unicode"
@@ -10,6 +9,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/audit"
 )
 
 // Headers by which an app tells what it runs on.
@@ -43,7 +43,7 @@ func deviceOf(e *core.RequestEvent) Device {
 	d := Device{
 		Name: printable(h.Get(DeviceNameHeader), maxName), Platform: platformOf(h),
 		Version: printable(h.Get(api.AppVersionHeader), maxVersion), UserAgent: printable(h.Get("User-Agent"), maxUserAgent),
-		Address: network(e.RealIP()),
+		Address: audit.Prefix(e.RealIP()),
 	}
 	if id := h.Get(DeviceIDHeader); deviceIDPattern.MatchString(id) {
 		d.ID = id
@@ -72,22 +72,4 @@ func printable(s string, limit int) string {
 		}
 	}
 	return strings.TrimSpace(string(out))
-}
-
-// network is the part of an address that tells where roughly a client was, and not which one it is.
-func network(address string) string {
-	addr, err := netip.ParseAddr(address)
-	if err != nil {
-		return ""
-	}
-	addr = addr.Unmap()
-	bits := 48
-	if addr.Is4() {
-		bits = 24
-	}
-	prefix, err := addr.WithZone("").Prefix(bits)
-	if err != nil {
-		return ""
-	}
-	return prefix.String()
 }

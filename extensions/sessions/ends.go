@@ -68,8 +68,7 @@ func (s *Sessions) endSome(app core.App, e *core.RequestEvent, record *core.Reco
 		if err != nil || len(ids) == 0 {
 			return err
 		}
-		subject := audit.Party{Kind: "user", Collection: record.Collection().Id, ID: record.Id}
-		return s.record(tx, e, "sessions.ended", reason, subject, "", map[string]any{"count": len(ids)})
+		return s.record(tx, e, "sessions.ended", audit.Success, audit.PartyOf(record), "", map[string]any{"count": len(ids), "reason": reason})
 	})
 }
 
@@ -80,7 +79,7 @@ func (s *Sessions) endOne(e *core.RequestEvent, l *login, reason string) error {
 		if err != nil || len(ids) == 0 {
 			return err
 		}
-		return s.record(tx, e, "sessions.ended", reason, userParty(l), l.ID, nil)
+		return s.record(tx, e, "sessions.ended", audit.Success, party(tx, l), l.ID, map[string]any{"reason": reason})
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/sessions/refresh"
 )
 
@@ -122,7 +123,7 @@ func (s *Sessions) reused(e *core.RequestEvent, l *login, generation int64) erro
 		if err != nil || len(ids) == 0 {
 			return err
 		}
-		return s.record(tx, e, "sessions.refresh_reused", "ended", userParty(l), l.ID,
+		return s.record(tx, e, "sessions.refresh_reused", audit.Denied, party(tx, l), l.ID,
 			map[string]any{"presented": generation, "current": l.Generation, "confirmed": l.Confirmed})
 	})
 	if err != nil {

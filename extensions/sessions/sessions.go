@@ -156,14 +156,22 @@ func (s *Sessions) record(tx core.App, e *core.RequestEvent, action, outcome str
 	if e != nil {
 		entry = audit.From(e)
 	} else {
-		entry.Actor = audit.Party{Kind: "system"}
+		entry.Actor = audit.Party{Kind: audit.System}
 	}
 	entry.Action, entry.Outcome, entry.Subject, entry.Session, entry.Details = action, outcome, subject, session, details
 	return audit.Append(tx, entry)
 }
 
-func userParty(l *login) audit.Party {
-	return audit.Party{Kind: "user", Collection: l.Collection, ID: l.Record}
+// party names the user of a session for the audit.
+func party(app core.App, l *login) audit.Party {
+	out := audit.Party{Kind: audit.User, Collection: l.Collection, ID: l.Record}
+	if c, err := app.FindCachedCollectionByNameOrId(l.Collection); err == nil {
+		out.Collection = c.Name
+		if c.Name == core.CollectionNameSuperusers {
+			out.Kind = audit.Superuser
+		}
+	}
+	return out
 }
 
 // Grant is what an app gets when it signs in or refreshes.
@@ -177,7 +185,6 @@ type Grant struct {
 
 // noStore keeps tokens out of caches (RFC 6749 section 5.1).
 func noStore(e *core.RequestEvent) { e.Response.Header().Set("Cache-Control", "no-store") }
-
 
 func (s *Sessions) routes(g *router.RouterGroup[*core.RequestEvent]) {
 	g.POST("/refresh", s.handleRefresh)

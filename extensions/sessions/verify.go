@@ -210,11 +210,17 @@ func challenge(code *extensions.Code) error {
 // expired tells a token that was once good from one that never was, as far as its own claim says; no decision but the
 // choice of the code depends on it.
 func expired(token string) bool {
+	exp := expiryOf(token)
+	return !exp.IsZero() && exp.Before(time.Now())
+}
+
+// expiryOf reads the claim exp and proves nothing; the zero time is none.
+func expiryOf(token string) time.Time {
 	claims := jwt.RegisteredClaims{}
 	if _, _, err := jwt.NewParser().ParseUnverified(token, &claims); err != nil || claims.ExpiresAt == nil {
-		return false
+		return time.Time{}
 	}
-	return claims.ExpiresAt.Before(time.Now())
+	return claims.ExpiresAt.Time
 }
 
 // obtainsCredential lists where a client with an old credential must get through: it goes there to get a new one, the
@@ -270,12 +276,3 @@ func (l *login) actor() *signing.Actor {
 	}
 	return &signing.Actor{Subject: l.Actor, Collection: l.ActorCollection}
 }
-
-// bearer is the token in an Authorization header; as in PocketBase, the scheme may be missing.
-func bearer(header string) string {
-	if len(header) > 7 && strings.EqualFold(header[:7], "Bearer ") {
-		return header[7:]
-	}
-	return header
-}
-
