@@ -33,6 +33,8 @@ const (
 type fixture struct {
 	*apptest.App
 	sessions *sessions.Sessions
+	vault    *secret.Vault
+	version  func(table string) uint64
 }
 
 func start(t testing.TB) *fixture { return with(t, settings.Defaults[sessions.Config]()) }
@@ -43,8 +45,9 @@ func with(t testing.TB, cfg sessions.Config) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fixture{sessions: sessions.New(cfg, sessions.Deps{
-		Vault: secret.Fixed([]byte("root key of the tests")), Version: db.TableVersion,
+	vault := secret.Fixed([]byte("root key of the tests"))
+	f := &fixture{vault: vault, version: db.TableVersion, sessions: sessions.New(cfg, sessions.Deps{
+		Vault: vault, Version: db.TableVersion,
 		Callers: func(r *http.Request, _ core.App) error {
 			if _, password, ok := r.BasicAuth(); !ok || password != "resource-server" {
 				return api.ErrUnauthorized

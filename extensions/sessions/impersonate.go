@@ -89,13 +89,13 @@ func (s *Sessions) onStockImpersonation(e *core.RecordAuthRequestEvent) error {
 func (s *Sessions) bindImpersonation(app core.App) {
 	app.OnRecordUpdateRequest().BindFunc(func(e *core.RecordRequestEvent) error {
 		if c := Current(e.RequestEvent); c != nil && c.Actor != nil && e.Record.Collection().IsAuth() && credentialsChange(e.Record) {
-			return ErrImpersonation
+			return api.Fail(ErrImpersonation, "")
 		}
 		return e.Next()
 	})
 	app.OnRecordDeleteRequest().BindFunc(func(e *core.RecordRequestEvent) error {
 		if c := Current(e.RequestEvent); c != nil && c.Actor != nil && e.Record.Collection().IsAuth() {
-			return ErrImpersonation
+			return api.Fail(ErrImpersonation, "")
 		}
 		return e.Next()
 	})
@@ -119,13 +119,13 @@ func (s *Sessions) restrictImpersonation(e *core.RequestEvent) error {
 	case path == api.Prefix+"/auth/logout":
 		return e.Next()
 	case !reads && strings.HasPrefix(path, api.Prefix+"/auth/"), !reads && c.ReadOnly && path != "/api/realtime" && path != "/api/files/token":
-		return ErrImpersonation
+		return api.Fail(ErrImpersonation, "")
 	}
 	if rest, ok := strings.CutPrefix(path, "/api/collections/"); ok {
 		_, action, _ := strings.Cut(rest, "/")
 		for _, prefix := range []string{"request-", "confirm-", "auth-refresh"} {
 			if strings.HasPrefix(action, prefix) {
-				return ErrImpersonation
+				return api.Fail(ErrImpersonation, "")
 			}
 		}
 	}

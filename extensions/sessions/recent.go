@@ -52,7 +52,7 @@ func (s *Sessions) handleReauthenticate(e *core.RequestEvent) error {
 	}
 	c := Current(e)
 	if c == nil || c.SessionID == "" || c.Actor != nil {
-		return ErrImpersonation
+		return api.Fail(ErrImpersonation, "")
 	}
 	method, good, err := "password", false, error(nil)
 	if body.Password != "" {
