@@ -21,9 +21,11 @@ import (
 	"github.com/satchelbase/satchel/extensions/deploy"
 	"github.com/satchelbase/satchel/extensions/doctor"
 	"github.com/satchelbase/satchel/extensions/health"
+	"github.com/satchelbase/satchel/extensions/impersonation"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
 	"github.com/satchelbase/satchel/extensions/metrics"
+	"github.com/satchelbase/satchel/extensions/oauth"
 	"github.com/satchelbase/satchel/extensions/program"
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
@@ -47,7 +49,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensi
 	var list []extensions.Extension
 	vault := secrets.NewVault()
 	sess := sessions.New(cfg.sessions, sessions.Deps{
-		Vault: vault, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Callers: apikeys.Allow(apikeys.ScopeIntrospect),
+		Vault: vault, Version: db.TableVersion, PublicURL: cfg.general.PublicURL,
 	})
 	all := func() []extensions.Extension { return list }
 	list = []extensions.Extension{
@@ -62,6 +64,8 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensi
 		audit.New(),
 		apikeys.New(),
 		sess.Extension(),
+		oauth.New(sess, apikeys.Allow(apikeys.ScopeIntrospect)),
+		impersonation.New(sess),
 		records.New(cfg.records, db),
 		health.New(cfg.health, all),
 		demo.New(),

@@ -162,9 +162,7 @@ func (c *Cache) current(app core.App, x *entry, now time.Time) bool {
 	if t := now.UnixNano(); t < x.from || t >= x.to {
 		return false
 	}
-	collection := x.record.Collection()
-	cached, err := app.FindCachedCollectionByNameOrId(collection.Id)
-	if err != nil || cached != collection {
+	if !current(app, x.record.Collection()) {
 		return false
 	}
 	for _, w := range x.watched {
@@ -173,6 +171,12 @@ func (c *Cache) current(app core.App, x *entry, now time.Time) bool {
 		}
 	}
 	return true
+}
+
+// current reports whether PocketBase still uses this very collection.
+func current(app core.App, collection *core.Collection) bool {
+	cached, err := app.FindCachedCollectionByNameOrId(collection.Id)
+	return err == nil && cached == collection
 }
 
 // verify asks the verifier and remembers a good answer. What the answer depends on is read before it: a write that commits
@@ -190,9 +194,8 @@ func (c *Cache) verify(e *core.RequestEvent, token string, d digest) error {
 		return err
 	}
 	// A collection that was changed meanwhile, or a value that cannot be copied: accepted, but not remembered.
-	cached, err := e.App.FindCachedCollectionByNameOrId(v.Record.Collection().Id)
 	mutable, ok := mutableValues(v.Record)
-	if err != nil || cached != v.Record.Collection() || !ok {
+	if !ok || !current(e.App, v.Record.Collection()) {
 		sign(e, v.Record, v.Present)
 		return nil
 	}

@@ -17,9 +17,11 @@ func foundation() []string {
 // type as an argument of its constructor.
 func friends() map[string][]string {
 	return map[string][]string{
-		"apikeys":  {"audit"},
-		"records":  {"rows"},
-		"sessions": {"audit", "authcache"},
+		"apikeys":       {"audit"},
+		"records":       {"rows"},
+		"impersonation": {"sessions"},
+		"oauth":         {"sessions"},
+		"sessions":      {"audit", "authcache"},
 	}
 }
 

@@ -1,6 +1,7 @@
 package sessions
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/security"
 
+	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/sessions/refresh"
 	"github.com/satchelbase/satchel/extensions/sessions/signing"
 )
@@ -23,13 +25,13 @@ func (s *Sessions) onAuth(e *core.RecordAuthRequestEvent) error {
 	if e.AuthMethod == "" {
 		return s.onOther(e)
 	}
-	l := s.newLogin(e.Record, deviceOf(e.RequestEvent), e.AuthMethod)
-	if err := l.insert(e.App); err != nil {
+	l := s.begin(e.Record, login.DeviceOf(e.RequestEvent), e.AuthMethod)
+	if err := l.Insert(e.App); err != nil {
 		return err
 	}
 	err := s.answer(e, l)
 	if err != nil {
-		if _, dropErr := e.App.NonconcurrentDB().Delete(loginsTable, dbx.HashExp{"id": l.ID}).Execute(); dropErr != nil {
+		if _, dropErr := e.App.NonconcurrentDB().Delete(login.Table, dbx.HashExp{"id": l.ID}).Execute(); dropErr != nil {
 			err = errors.Join(err, fmt.Errorf("take session back: %w", dropErr))
 		}
 		return err
@@ -38,12 +40,12 @@ func (s *Sessions) onAuth(e *core.RecordAuthRequestEvent) error {
 }
 
 // answer puts the tokens into PocketBase's answer and lets it be written.
-func (s *Sessions) answer(e *core.RecordAuthRequestEvent, l *login) error {
+func (s *Sessions) answer(e *core.RecordAuthRequestEvent, l *login.Login) error {
 	grant, err := s.grant(l)
 	if err != nil {
 		return err
 	}
-	if e.Token, err = s.bindToken(e.Record, e.Token, l.ID); err != nil {
+	if e.Token, err = s.seals.Bind(e.Record, e.Token, l.ID); err != nil {
 		return err
 	}
 	if s.cfg.StockTokens == StockOff && !e.Record.IsSuperuser() {
@@ -59,7 +61,7 @@ func (s *Sessions) answer(e *core.RecordAuthRequestEvent, l *login) error {
 
 // settle does what follows a sign-in. The client has its tokens already, so what fails here is logged and left to the
 // next sign-in.
-func (s *Sessions) settle(e *core.RecordAuthRequestEvent, l *login) error {
+func (s *Sessions) settle(e *core.RecordAuthRequestEvent, l *login.Login) error {
 	if err := s.enforceLimit(e.App, l); err != nil {
 		s.logger.Warn("the limit of sessions could not be enforced", "error", err)
 	}
@@ -68,11 +70,11 @@ func (s *Sessions) settle(e *core.RecordAuthRequestEvent, l *login) error {
 }
 
 // enforceLimit ends the sessions used longest ago beyond the limit.
-func (s *Sessions) enforceLimit(app core.App, l *login) error {
+func (s *Sessions) enforceLimit(app core.App, l *login.Login) error {
 	now := s.now()
-	_, err := end(app, now, reasonLimit, `l.id IN (SELECT o.id FROM `+loginsTable+` o
+	_, err := login.End(app, now, reasonLimit, `l.id IN (SELECT o.id FROM `+login.Table+` o
 		WHERE o.collection = {:collection} AND o.record = {:record} AND o.actor = '' AND o.idle_until > {:now} AND o.expires_at > {:now}
-			AND NOT EXISTS (SELECT 1 FROM `+endedTable+` x WHERE x.id = o.id)
+			AND NOT EXISTS (SELECT 1 FROM `+login.Ended+` x WHERE x.id = o.id)
 		ORDER BY o.used_at DESC, o.created_at DESC, o.id LIMIT -1 OFFSET {:limit})`,
 		dbx.Params{"collection": l.Collection, "record": l.Record, "limit": s.cfg.Limit})
 	return err
@@ -89,7 +91,7 @@ func (s *Sessions) onOther(e *core.RecordAuthRequestEvent) error {
 			return err
 		}
 	case !signing.IsAccessToken(e.Token):
-		token, err := s.bindToken(e.Record, e.Token, "")
+		token, err := s.seals.Bind(e.Record, e.Token, "")
 		if err != nil {
 			return err
 		}
@@ -109,7 +111,7 @@ func (s *Sessions) onStockRefresh(e *core.RecordAuthRequestEvent) error {
 			return err
 		}
 	}
-	token, err := s.bindToken(e.Record, e.Token, c.SessionID)
+	token, err := s.seals.Bind(e.Record, e.Token, c.SessionID)
 	if err != nil {
 		return err
 	}
@@ -119,39 +121,30 @@ func (s *Sessions) onStockRefresh(e *core.RecordAuthRequestEvent) error {
 
 // touch notes a use of the session.
 func (s *Sessions) touch(e *core.RequestEvent, id string) error {
-	l, err := findLogin(e.App.ConcurrentDB(), id)
+	l, err := login.Find(e.App.ConcurrentDB(), id)
 	if err != nil {
 		return err
 	}
-	d := deviceOf(e)
-	l.seen(d, s.now(), s.cfg.IdleLifetime.of(firstOf(d.Platform, l.Platform)))
-	if _, err := e.App.NonconcurrentDB().Update(loginsTable, l.use(), dbx.HashExp{"id": id}).Execute(); err != nil {
+	d := login.DeviceOf(e)
+	l.Seen(d, s.now(), s.cfg.IdleLifetime.Of(cmp.Or(d.Platform, l.Platform)))
+	if _, err := e.App.NonconcurrentDB().Update(login.Table, l.Use(), dbx.HashExp{"id": id}).Execute(); err != nil {
 		return fmt.Errorf("note use of session: %w", err)
 	}
 	return nil
 }
 
-func firstOf(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
-}
-
 // grant makes the tokens of the session's present generation.
-func (s *Sessions) grant(l *login) (Grant, error) {
+func (s *Sessions) grant(l *login.Login) (Grant, error) {
 	now := s.now()
-	expires := now.Add(s.cfg.AccessLifetime.of(l.Platform))
-	if until := l.until(); expires.After(until) {
+	expires := now.Add(s.cfg.AccessLifetime.Of(l.Platform))
+	if until := l.Until(); expires.After(until) {
 		expires = until
 	}
 	access, err := s.ring.Sign(signing.Claims{
-		RegisteredClaims: jwt.RegisteredClaims{
-			Issuer: s.issuer, Subject: l.Record, Audience: jwt.ClaimStrings{s.audience()}, IssuedAt: jwt.NewNumericDate(now),
-			ExpiresAt: jwt.NewNumericDate(expires), ID: security.RandomString(tokenIDLength),
-		},
+		Issuer: s.issuer, Subject: l.Record, Audience: jwt.ClaimStrings{s.audience()}, IssuedAt: jwt.NewNumericDate(now),
+		ExpiresAt: jwt.NewNumericDate(expires), ID: security.RandomString(tokenIDLength),
 		ClientID: clientID, Session: l.ID, Generation: l.Generation, Collection: l.Collection, Device: l.DeviceID,
-		Methods: l.methods(), AuthTime: jwt.NewNumericDate(time.UnixMilli(l.AuthAt)), Actor: l.actor(),
+		Methods: l.AMR(), AuthTime: jwt.NewNumericDate(time.UnixMilli(l.AuthAt)), Actor: actorOf(l),
 	})
 	if err != nil {
 		return Grant{}, err

@@ -10,6 +10,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/hook"
 
 	"github.com/satchelbase/satchel/extensions/audit"
+	"github.com/satchelbase/satchel/extensions/sessions/login"
 )
 
 // bindEnds ends the sessions of users whose credentials change, who are deleted, or who are not let in any more, in the
@@ -36,7 +37,7 @@ func (s *Sessions) bindEnds(app core.App) {
 			return err
 		}
 		// What is left names no device and no place.
-		_, err := e.App.NonconcurrentDB().Delete(loginsTable, dbx.HashExp{"collection": e.Record.Collection().Id, "record": e.Record.Id}).Execute()
+		_, err := e.App.NonconcurrentDB().Delete(login.Table, dbx.HashExp{"collection": e.Record.Collection().Id, "record": e.Record.Id}).Execute()
 		if err != nil {
 			return fmt.Errorf("forget sessions: %w", err)
 		}
@@ -59,12 +60,12 @@ func (s *Sessions) endExcluded(e *core.RecordEvent) error {
 
 // EndAll ends every session of a user and says so in the audit, in the transaction of app if it is one.
 func (s *Sessions) EndAll(app core.App, record *core.Record, reason string) error {
-	return s.endSome(app, nil, record, reason, owned, owner(record))
+	return s.endSome(app, nil, record, reason, login.Owned, login.Owner(record))
 }
 
 func (s *Sessions) endSome(app core.App, e *core.RequestEvent, record *core.Record, reason, where string, params dbx.Params) error {
 	return app.RunInTransaction(func(tx core.App) error {
-		ids, err := end(tx, s.now(), reason, where, params)
+		ids, err := login.End(tx, s.now(), reason, where, params)
 		if err != nil || len(ids) == 0 {
 			return err
 		}
@@ -73,9 +74,9 @@ func (s *Sessions) endSome(app core.App, e *core.RequestEvent, record *core.Reco
 }
 
 // endOne ends a session on behalf of a request.
-func (s *Sessions) endOne(e *core.RequestEvent, l *login, reason string) error {
+func (s *Sessions) endOne(e *core.RequestEvent, l *login.Login, reason string) error {
 	return e.App.RunInTransaction(func(tx core.App) error {
-		ids, err := end(tx, s.now(), reason, `l.id = {:id}`, dbx.Params{"id": l.ID})
+		ids, err := login.End(tx, s.now(), reason, `l.id = {:id}`, dbx.Params{"id": l.ID})
 		if err != nil || len(ids) == 0 {
 			return err
 		}
@@ -92,9 +93,17 @@ const (
 
 	// keep is how long a session that has ended can still be seen by admins.
 	keep = 30 * 24 * time.Hour
+)
 
-	// sweepChunk bounds a transaction of the sweep, so that other writers hardly wait for it.
-	sweepChunk = 1000
+// Reasons why a session ended.
+const (
+	reasonSignedOut   = "signed_out"
+	reasonRevoked     = "revoked"
+	reasonReuse       = "refresh_reused"
+	reasonCredentials = "credentials_changed"
+	reasonDeleted     = "account_deleted"
+	reasonRule        = "auth_rule"
+	reasonLimit       = "limit"
 )
 
 // tend does the regular work until ctx ends.
@@ -102,13 +111,13 @@ func (s *Sessions) tend(ctx context.Context) {
 	ticker := time.NewTicker(tendEvery)
 	defer ticker.Stop()
 	var swept, looked time.Time
-	seen := s.deps.Version(endedTable)
+	seen := s.deps.Version(login.Ended)
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-ticker.C:
-			if version := s.deps.Version(endedTable); version != seen || now.Sub(looked) >= expiryEvery {
+			if version := s.deps.Version(login.Ended); version != seen || now.Sub(looked) >= expiryEvery {
 				seen, looked = version, now
 				s.dropConnections()
 			}
@@ -125,26 +134,7 @@ func (s *Sessions) tend(ctx context.Context) {
 	}
 }
 
-// Sweep removes sessions that ended or expired long ago, a chunk at a time.
+// Sweep removes sessions that ended or expired long ago.
 func (s *Sessions) Sweep(ctx context.Context) error {
-	before := s.now().Add(-keep).UnixMilli()
-	for _, statement := range []string{
-		`DELETE FROM ` + loginsTable + ` WHERE id IN (SELECT l.id FROM ` + loginsTable + ` l WHERE l.idle_until < {:before} LIMIT {:chunk})`,
-		`DELETE FROM ` + loginsTable + ` WHERE id IN (SELECT e.id FROM ` + endedTable + ` e JOIN ` + loginsTable + ` l ON l.id = e.id WHERE e.ended_at < {:before} LIMIT {:chunk})`,
-		`DELETE FROM ` + endedTable + ` WHERE id IN (SELECT e.id FROM ` + endedTable + ` e WHERE e.ended_at < {:before} LIMIT {:chunk})`,
-	} {
-		for {
-			result, err := s.app.NonconcurrentDB().NewQuery(statement).Bind(dbx.Params{"before": before, "chunk": sweepChunk}).Execute()
-			if err != nil {
-				return fmt.Errorf("sweep sessions: %w", err)
-			}
-			if n, err := result.RowsAffected(); err != nil || n < sweepChunk {
-				break
-			}
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return login.Sweep(ctx, s.app, s.now().Add(-keep))
 }

@@ -9,14 +9,15 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/router"
-	"github.com/pocketbase/pocketbase/tools/types"
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/authcache"
+	"github.com/satchelbase/satchel/extensions/impersonation"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
 	"github.com/satchelbase/satchel/extensions/internal/secret"
+	"github.com/satchelbase/satchel/extensions/oauth"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
@@ -48,15 +49,8 @@ func with(t testing.TB, cfg sessions.Config) *fixture {
 	vault := secret.Fixed([]byte("root key of the tests"))
 	f := &fixture{vault: vault, version: db.TableVersion, sessions: sessions.New(cfg, sessions.Deps{
 		Vault: vault, Version: db.TableVersion,
-		Callers: func(r *http.Request, _ core.App) error {
-			if _, password, ok := r.BasicAuth(); !ok || password != "resource-server" {
-				return api.ErrUnauthorized
-			}
-			return nil
-		},
 	})}
 	cache := settings.Defaults[authcache.Config]()
-	x := f.sessions.Extension()
 	sensitive := extensions.Extension{Name: "sensitive", Routes: func(g *router.RouterGroup[*core.RequestEvent]) {
 		g.POST("", func(e *core.RequestEvent) error { return e.NoContent(http.StatusNoContent) }).Bind(f.sessions.RequireRecent())
 		g.POST("/signin", func(e *core.RequestEvent) error {
@@ -72,15 +66,24 @@ func with(t testing.TB, cfg sessions.Config) *fixture {
 		})
 	}}
 	f.App = apptest.Open(t, db.Connect, api.New(settings.Defaults[api.Config]()), store.New(db), audit.New(),
-		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, f.sessions.Verify)), x, sensitive)
+		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, f.sessions.Verify)), f.sessions.Extension(),
+		oauth.New(f.sessions, callers), impersonation.New(f.sessions), sensitive)
 	c := core.NewBaseCollection("notes")
 	c.Fields.Add(&core.TextField{Name: "title"}, &core.TextField{Name: "owner"}, &core.FileField{Name: "file", Protected: true, MaxSelect: 1})
 	rule := "@request.auth.id != '' && owner = @request.auth.id"
-	c.ListRule, c.ViewRule, c.CreateRule, c.UpdateRule = &rule, &rule, types.Pointer("@request.auth.id != ''"), &rule
+	c.ListRule, c.ViewRule, c.CreateRule, c.UpdateRule = &rule, &rule, new("@request.auth.id != ''"), &rule
 	if err := f.Save(c); err != nil {
 		t.Fatal(err)
 	}
 	return f
+}
+
+// callers admits the resource server of the tests.
+func callers(r *http.Request, _ core.App) error {
+	if _, password, ok := r.BasicAuth(); !ok || password != "resource-server" {
+		return api.ErrUnauthorized
+	}
+	return nil
 }
 
 // grant is a session's tokens as an app gets them.

@@ -1,16 +1,17 @@
 package sessions
 
 import (
+	"cmp"
 	"errors"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/sessions/login"
 )
 
 // sessionJSON is a session as its owner sees it.
@@ -35,11 +36,11 @@ type sessionJSON struct {
 
 func at(ms int64) time.Time { return time.UnixMilli(ms).UTC() }
 
-func (l *login) view(current string) sessionJSON {
+func view(l *login.Login, current string) sessionJSON {
 	return sessionJSON{
 		ID: l.ID, DeviceID: l.DeviceID, Name: l.DeviceName, Platform: l.Platform, AppVersion: l.AppVersion, UserAgent: l.UserAgent,
-		Address: l.Address, Methods: l.methods(), Created: at(l.CreatedAt), LastUsed: at(l.UsedAt), SignedIn: at(l.AuthAt),
-		Expires: l.until().UTC(), Current: l.ID == current, Actor: l.Actor,
+		Address: l.Address, Methods: l.AMR(), Created: at(l.CreatedAt), LastUsed: at(l.UsedAt), SignedIn: at(l.AuthAt),
+		Expires: l.Until().UTC(), Current: l.ID == current, Actor: l.Actor,
 	}
 }
 
@@ -63,7 +64,7 @@ func (s *Sessions) handleList(e *core.RequestEvent) error {
 		if user = query.Get("user"); user == "" {
 			collection = ""
 		} else {
-			c, err := e.App.FindCachedCollectionByNameOrId(firstOf(query.Get("collection"), "users"))
+			c, err := e.App.FindCachedCollectionByNameOrId(cmp.Or(query.Get("collection"), "users"))
 			if err != nil {
 				return api.ErrNotFound
 			}
@@ -72,7 +73,10 @@ func (s *Sessions) handleList(e *core.RequestEvent) error {
 	} else {
 		limit = s.cfg.Limit + maxPage // impersonations do not count for the limit
 	}
-	rows, next, err := s.page(e.App, collection, user, limit, query.Get("cursor"))
+	rows, next, err := login.Page(e.App, s.now(), collection, user, limit, query.Get("cursor"))
+	if errors.Is(err, login.ErrCursor) {
+		return api.Fail(api.ErrBadRequest, err.Error())
+	}
 	if err != nil {
 		return err
 	}
@@ -81,8 +85,9 @@ func (s *Sessions) handleList(e *core.RequestEvent) error {
 		current = c.SessionID
 	}
 	out := make([]sessionJSON, len(rows))
-	for i, l := range rows {
-		out[i] = l.view(current)
+	for i := range rows {
+		l := &rows[i]
+		out[i] = view(l, current)
 		if admin {
 			out[i].Collection, out[i].User = l.Collection, l.Record
 		}
@@ -101,49 +106,17 @@ func pageLimit(text string) (int, error) {
 	return n, nil
 }
 
-// page reads live sessions by the time of their last use. The cursor is the last row of the page before; it needs no
-// seal, because it only says where to begin among what the caller may see.
-func (s *Sessions) page(app core.App, collection, user string, limit int, cursor string) (rows []login, next string, err error) {
-	now := s.now().UnixMilli()
-	where := []string{`e.id IS NULL AND l.idle_until > {:now} AND l.expires_at > {:now}`}
-	params := dbx.Params{"now": now, "limit": limit + 1}
-	if user != "" {
-		where = append(where, owned)
-		params["collection"], params["record"] = collection, user
-	}
-	if cursor != "" {
-		used, id, _ := strings.Cut(cursor, ".")
-		before, err := strconv.ParseInt(used, 10, 64)
-		if err != nil || id == "" {
-			return nil, "", api.Fail(api.ErrBadRequest, "the cursor is not valid")
-		}
-		where = append(where, `(l.used_at, l.id) < ({:used}, {:id})`)
-		params["used"], params["id"] = before, id
-	}
-	err = app.ConcurrentDB().NewQuery(`SELECT ` + columns + ` WHERE ` + strings.Join(where, " AND ") +
-		` ORDER BY l.used_at DESC, l.id DESC LIMIT {:limit}`).Bind(params).All(&rows)
-	if err != nil {
-		return nil, "", err
-	}
-	if len(rows) > limit {
-		rows = rows[:limit]
-		last := rows[limit-1]
-		next = strconv.FormatInt(last.UsedAt, 10) + "." + last.ID
-	}
-	return rows, next, nil
-}
-
 // own finds a session that the caller may manage. One of somebody else does not exist for him.
-func (s *Sessions) own(e *core.RequestEvent) (*login, error) {
-	l, err := findLogin(e.App.ConcurrentDB(), e.Request.PathValue("id"))
-	if errors.Is(err, errNoLogin) {
+func (s *Sessions) own(e *core.RequestEvent) (*login.Login, error) {
+	l, err := login.Find(e.App.ConcurrentDB(), e.Request.PathValue("id"))
+	if errors.Is(err, login.ErrNone) {
 		return nil, api.ErrNotFound
 	}
 	if err != nil {
 		return nil, err
 	}
 	mine := l.Collection == e.Auth.Collection().Id && l.Record == e.Auth.Id
-	if !mine && !e.HasSuperuserAuth() || !l.alive(s.now()) {
+	if !mine && !e.HasSuperuserAuth() || !l.Alive(s.now()) {
 		return nil, api.ErrNotFound
 	}
 	return l, nil
@@ -156,7 +129,7 @@ func (s *Sessions) handleRename(e *core.RequestEvent) error {
 	if err := api.Bind(e, &body); err != nil {
 		return err
 	}
-	name := printable(body.Name, maxName)
+	name := login.Printable(body.Name, login.MaxName)
 	if name == "" {
 		return api.InvalidBody(api.Invalid("name", api.ErrFieldRequired, ""))
 	}
@@ -164,7 +137,7 @@ func (s *Sessions) handleRename(e *core.RequestEvent) error {
 	if err != nil {
 		return err
 	}
-	if _, err := e.App.NonconcurrentDB().Update(loginsTable, dbx.Params{"device_name": name}, dbx.HashExp{"id": l.ID}).Execute(); err != nil {
+	if _, err := e.App.NonconcurrentDB().Update(login.Table, dbx.Params{"device_name": name}, dbx.HashExp{"id": l.ID}).Execute(); err != nil {
 		return err
 	}
 	l.DeviceName = name
@@ -172,7 +145,7 @@ func (s *Sessions) handleRename(e *core.RequestEvent) error {
 	if c := Current(e); c != nil {
 		current = c.SessionID
 	}
-	return api.Write(e, http.StatusOK, l.view(current))
+	return api.Write(e, http.StatusOK, view(l, current))
 }
 
 func (s *Sessions) handleEnd(e *core.RequestEvent) error {
@@ -192,9 +165,9 @@ func (s *Sessions) handleEndOthers(e *core.RequestEvent) error {
 	if c == nil || c.SessionID == "" {
 		return api.Fail(api.ErrBadRequest, "the token belongs to no session, so there are no others")
 	}
-	params := owner(e.Auth)
+	params := login.Owner(e.Auth)
 	params["current"] = c.SessionID
-	if err := s.endSome(e.App, e, e.Auth, reasonRevoked, owned+` AND l.id <> {:current}`, params); err != nil {
+	if err := s.endSome(e.App, e, e.Auth, reasonRevoked, login.Owned+` AND l.id <> {:current}`, params); err != nil {
 		return err
 	}
 	return e.NoContent(http.StatusNoContent)
@@ -217,7 +190,7 @@ func (s *Sessions) handleLogout(e *core.RequestEvent) error {
 	}
 	if body.RefreshToken != "" {
 		l, err := s.authentic(e.App, body.RefreshToken)
-		if err != nil && !errors.Is(err, errNoLogin) {
+		if err != nil && !errors.Is(err, login.ErrNone) {
 			return err
 		}
 		if l != nil {
@@ -227,11 +200,11 @@ func (s *Sessions) handleLogout(e *core.RequestEvent) error {
 	if id == "" {
 		return e.NoContent(http.StatusNoContent)
 	}
-	l, err := findLogin(e.App.ConcurrentDB(), id)
+	l, err := login.Find(e.App.ConcurrentDB(), id)
 	if err == nil {
 		err = s.endOne(e, l, reasonSignedOut)
 	}
-	if err != nil && !errors.Is(err, errNoLogin) {
+	if err != nil && !errors.Is(err, login.ErrNone) {
 		return err
 	}
 	return e.NoContent(http.StatusNoContent)
@@ -239,7 +212,7 @@ func (s *Sessions) handleLogout(e *core.RequestEvent) error {
 
 // handleLogoutAll ends every session of the caller.
 func (s *Sessions) handleLogoutAll(e *core.RequestEvent) error {
-	if err := s.endSome(e.App, e, e.Auth, reasonSignedOut, owned, owner(e.Auth)); err != nil {
+	if err := s.endSome(e.App, e, e.Auth, reasonSignedOut, login.Owned, login.Owner(e.Auth)); err != nil {
 		return err
 	}
 	return e.NoContent(http.StatusNoContent)

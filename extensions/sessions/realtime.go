@@ -5,6 +5,8 @@ import (
 
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/sessions/login"
 )
 
 const (
@@ -51,9 +53,9 @@ func (s *Sessions) stillGood(c *Credential) bool {
 	if c.SessionID == "" {
 		return true
 	}
-	l, err := findLogin(s.app.ConcurrentDB(), c.SessionID)
+	l, err := login.Find(s.app.ConcurrentDB(), c.SessionID)
 	if err != nil {
 		return codeOf(err) != ErrTokenRevoked // a database that does not answer ends no connections
 	}
-	return l.alive(now)
+	return l.Alive(now)
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/audit"
+	"github.com/satchelbase/satchel/extensions/sessions/login"
 )
 
 // RequireRecent refuses a request whose user has not shown a credential lately: a phone that was left unlocked, or a
@@ -25,7 +26,7 @@ func (s *Sessions) RequireRecent() *hook.Handler[*core.RequestEvent] {
 		if c == nil || c.SessionID == "" || c.Actor != nil {
 			return ErrRecentAuth
 		}
-		l, err := findLogin(e.App.ConcurrentDB(), c.SessionID)
+		l, err := login.Find(e.App.ConcurrentDB(), c.SessionID)
 		if err != nil {
 			return err
 		}
@@ -52,9 +53,11 @@ func (s *Sessions) handleReauthenticate(e *core.RequestEvent) error {
 	}
 	c := Current(e)
 	if c == nil || c.SessionID == "" || c.Actor != nil {
-		return api.Fail(ErrImpersonation, "")
+		return api.Fail(ErrRecentAuth, "the token belongs to no session of the user")
 	}
-	method, good, err := "password", false, error(nil)
+	method := "password"
+	var good bool
+	var err error
 	if body.Password != "" {
 		good = e.Auth.Collection().PasswordAuth.Enabled && e.Auth.ValidatePassword(body.Password)
 	} else {
@@ -71,7 +74,7 @@ func (s *Sessions) handleReauthenticate(e *core.RequestEvent) error {
 		return ErrWrongPassword
 	}
 	err = e.App.RunInTransaction(func(tx core.App) error {
-		if _, err := tx.NonconcurrentDB().Update(loginsTable, dbx.Params{"auth_at": s.now().UnixMilli()}, dbx.HashExp{"id": c.SessionID}).Execute(); err != nil {
+		if _, err := tx.NonconcurrentDB().Update(login.Table, dbx.Params{"auth_at": s.now().UnixMilli()}, dbx.HashExp{"id": c.SessionID}).Execute(); err != nil {
 			return fmt.Errorf("note reauthentication: %w", err)
 		}
 		return s.record(tx, e, "sessions.reauthenticated", audit.Success, audit.PartyOf(e.Auth), c.SessionID, map[string]any{"method": method})

@@ -1,6 +1,7 @@
 package sessions
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 
@@ -9,6 +10,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/audit"
+	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/sessions/refresh"
 )
 
@@ -21,24 +23,24 @@ func (s *Sessions) handleRefresh(e *core.RequestEvent) error {
 	if err := api.Bind(e, &body); err != nil {
 		return err
 	}
-	grant, err := s.renew(e, body.RefreshToken)
+	grant, err := s.Renew(e, body.RefreshToken)
 	if err != nil {
 		return err
 	}
 	return api.Write(e, 200, grant)
 }
 
-// renew is the exchange of a refresh token. A token that is not authentic is refused without a look at the session's
+// Renew is the exchange of a refresh token. A token that is not authentic is refused without a look at the session's
 // state, so that nobody can end a session whose id he knows; and before the writer is asked for.
-func (s *Sessions) renew(e *core.RequestEvent, text string) (Grant, error) {
+func (s *Sessions) Renew(e *core.RequestEvent, text string) (Grant, error) {
 	token, err := refresh.Parse(text)
 	if err != nil {
 		return Grant{}, ErrRefreshInvalid
 	}
 	// Another refresh may be quicker between the look and the change; then the next look decides.
 	for range 3 {
-		l, err := findLogin(e.App.ConcurrentDB(), token.Session)
-		if errors.Is(err, errNoLogin) {
+		l, err := login.Find(e.App.ConcurrentDB(), token.Session)
+		if errors.Is(err, login.ErrNone) {
 			return Grant{}, ErrRefreshInvalid
 		}
 		if err != nil {
@@ -47,10 +49,10 @@ func (s *Sessions) renew(e *core.RequestEvent, text string) (Grant, error) {
 		if !token.Authentic(s.refreshKey(), l.Salt) || l.Actor != "" {
 			return Grant{}, ErrRefreshInvalid
 		}
-		if !l.alive(s.now()) {
+		if !l.Alive(s.now()) {
 			return Grant{}, ErrTokenRevoked
 		}
-		switch refresh.Judge(l.state(), token.Generation, s.now()) {
+		switch refresh.Judge(l.State(), token.Generation, s.now()) {
 		case refresh.Resend:
 		case refresh.Reuse:
 			return Grant{}, s.reused(e, l, token.Generation)
@@ -72,7 +74,7 @@ func (s *Sessions) renew(e *core.RequestEvent, text string) (Grant, error) {
 }
 
 // mayStay asks whether the user could still sign in: the account is there and satisfies the collection's rule.
-func (s *Sessions) mayStay(e *core.RequestEvent, l *login) error {
+func (s *Sessions) mayStay(e *core.RequestEvent, l *login.Login) error {
 	record, err := e.App.FindRecordById(l.Collection, l.Record)
 	if err != nil {
 		return ErrTokenRevoked
@@ -96,15 +98,15 @@ func (s *Sessions) mayStay(e *core.RequestEvent, l *login) error {
 
 // rotate makes the generation after the presented one the current one, in one statement; false means that it is not the
 // current one any more. Using a refresh token confirms its generation.
-func (s *Sessions) rotate(e *core.RequestEvent, l *login, presented int64) (bool, error) {
-	d, now := deviceOf(e), s.now()
+func (s *Sessions) rotate(e *core.RequestEvent, l *login.Login, presented int64) (bool, error) {
+	d, now := login.DeviceOf(e), s.now()
 	before := l.Generation
-	l.seen(d, now, s.cfg.IdleLifetime.of(firstOf(d.Platform, l.Platform)))
+	l.Seen(d, now, s.cfg.IdleLifetime.Of(cmp.Or(d.Platform, l.Platform)))
 	l.Generation, l.Confirmed, l.RotatedAt = presented+1, presented, now.UnixMilli()
-	set := l.use()
+	set := l.Use()
 	set["generation"], set["confirmed"], set["rotated_at"] = l.Generation, l.Confirmed, l.RotatedAt
-	result, err := e.App.NonconcurrentDB().Update(loginsTable, set, dbx.NewExp(
-		`id = {:id} AND generation = {:before} AND NOT EXISTS (SELECT 1 FROM `+endedTable+` e WHERE e.id = {:id})`,
+	result, err := e.App.NonconcurrentDB().Update(login.Table, set, dbx.NewExp(
+		`id = {:id} AND generation = {:before} AND NOT EXISTS (SELECT 1 FROM `+login.Ended+` e WHERE e.id = {:id})`,
 		dbx.Params{"id": l.ID, "before": before})).Execute()
 	if err != nil {
 		return false, fmt.Errorf("rotate refresh token: %w", err)
@@ -117,9 +119,9 @@ func (s *Sessions) rotate(e *core.RequestEvent, l *login, presented int64) (bool
 }
 
 // reused ends the session: two parties hold tokens of it, and which of them is the thief cannot be told.
-func (s *Sessions) reused(e *core.RequestEvent, l *login, generation int64) error {
+func (s *Sessions) reused(e *core.RequestEvent, l *login.Login, generation int64) error {
 	err := e.App.RunInTransaction(func(tx core.App) error {
-		ids, err := end(tx, s.now(), reasonReuse, `l.id = {:id}`, dbx.Params{"id": l.ID})
+		ids, err := login.End(tx, s.now(), reasonReuse, `l.id = {:id}`, dbx.Params{"id": l.ID})
 		if err != nil || len(ids) == 0 {
 			return err
 		}

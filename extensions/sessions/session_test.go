@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"mime/multipart"
 	"net/http"
 	"slices"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
 	"github.com/satchelbase/satchel/extensions/sessions"
+	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/settings"
 )
 
@@ -104,9 +106,7 @@ func TestForgedAccessTokens(t *testing.T) {
 	forge := func(method jwt.SigningMethod, key any, head map[string]any) string {
 		token := jwt.NewWithClaims(method, claims(t, g.AccessToken))
 		token.Header["typ"], token.Header["kid"] = "at+jwt", kid
-		for k, v := range head {
-			token.Header[k] = v
-		}
+		maps.Copy(token.Header, head)
 		out, err := token.SignedString(key)
 		if err != nil {
 			t.Fatal(err)
@@ -320,7 +320,7 @@ func TestLifetimesByPlatform(t *testing.T) {
 		t.Errorf("ios: %d s", g.ExpiresIn)
 	}
 	for _, bad := range []string{"", "web=5m", "15m,web=", "soon"} {
-		if (&sessions.Lifetimes{}).UnmarshalText([]byte(bad)) == nil {
+		if (&login.Lifetimes{}).UnmarshalText([]byte(bad)) == nil {
 			t.Errorf("%q is taken", bad)
 		}
 	}

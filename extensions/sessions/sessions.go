@@ -8,8 +8,8 @@
 // A presented token that fails is 401 below /api/v1, and so is an access token, or one of an ended session, everywhere.
 // PocketBase would treat it as no token, and a phone with an old one would see an empty list and delete its copy.
 //
-// Settings: SATCHEL_SESSIONS_*. Tables: sessions_logins, sessions_ended, sessions_keys. Routes: /api/v1/auth/*,
-// /.well-known/*. Commands: auth.
+// Settings: SATCHEL_SESSIONS_*. Tables: sessions_logins, sessions_ended, sessions_keys. Routes: /api/v1/auth/*.
+// Commands: auth.
 package sessions
 
 import (
@@ -28,7 +28,9 @@ import (
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/internal/secret"
+	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/sessions/signing"
+	"github.com/satchelbase/satchel/extensions/sessions/stock"
 )
 
 // Codes of credentials that fail, and of what a session may not do.
@@ -40,7 +42,6 @@ var (
 	ErrRefreshReused  = &extensions.Code{Name: "sessions.refresh_reused", Status: http.StatusUnauthorized, Title: "The refresh token was used before, so the session was ended"}
 	ErrRecentAuth     = &extensions.Code{Name: "sessions.recent_auth_required", Status: http.StatusForbidden, Title: "Sign in again to do this"}
 	ErrWrongPassword  = &extensions.Code{Name: "sessions.reauthentication_failed", Status: http.StatusUnauthorized, Title: "The password or code is wrong"}
-	ErrImpersonation  = &extensions.Code{Name: "sessions.impersonation_forbidden", Status: http.StatusForbidden, Title: "This is not allowed on behalf of somebody else"}
 	ErrEmailTaken     = &extensions.Code{Name: "sessions.email_taken", Status: http.StatusConflict, Title: "There is an account with this e-mail already"}
 )
 
@@ -53,9 +54,6 @@ type Deps struct {
 
 	// PublicURL is where apps reach the server; empty takes the address it listens on.
 	PublicURL string
-
-	// Callers authenticates servers that ask about tokens; nil admits superusers only.
-	Callers func(r *http.Request, app core.App) error
 }
 
 // Sessions is the feature. It is safe for concurrent use once it is bound to an application.
@@ -69,10 +67,11 @@ type Sessions struct {
 	ring   *signing.Ring
 	issuer string
 
-	refreshKey, stockKey func() []byte
+	refreshKey func() []byte
+	seals      stock.Sealer
 
 	// signIns are the sign-ins under way, for the notice about new devices.
-	signIns sync.Map // *core.Record -> *login
+	signIns sync.Map // *core.Record -> *login.Login
 }
 
 // New returns the feature. [Sessions.Verify] is for the auth cache; [Sessions.Extension] goes into the list.
@@ -80,7 +79,7 @@ func New(cfg Config, deps Deps) *Sessions {
 	return &Sessions{
 		cfg: cfg, deps: deps, now: time.Now,
 		refreshKey: sync.OnceValue(func() []byte { return deps.Vault.Key("sessions.refresh") }),
-		stockKey:   sync.OnceValue(func() []byte { return deps.Vault.Key("sessions.stock") }),
+		seals:      sync.OnceValue(func() []byte { return deps.Vault.Key("sessions.stock") }),
 	}
 }
 
@@ -92,14 +91,13 @@ func (s *Sessions) Extension() extensions.Extension {
 		Settings: s.cfg,
 		Codes: []*extensions.Code{
 			ErrTokenExpired, ErrTokenInvalid, ErrTokenRevoked, ErrRefreshInvalid, ErrRefreshReused, ErrRecentAuth, ErrWrongPassword,
-			ErrImpersonation, ErrEmailTaken,
+			ErrEmailTaken,
 		},
-		Tables:     []string{loginsTable, endedTable, signing.Table},
+		Tables:     []string{login.Table, login.Ended, signing.Table},
 		Migrations: []extensions.Migration{{Unix: 1795350000, What: "create", Up: createTables}},
 		Bind:       s.bind,
 		Middlewares: []*hook.Handler[*core.RequestEvent]{
 			{Id: "satchelCredentials", Priority: strictPriority, Func: s.requireGoodCredential},
-			{Id: "satchelImpersonation", Priority: strictPriority, Func: s.restrictImpersonation},
 			{Id: "satchelFileTokens", Priority: strictPriority, Func: s.exchangeFileToken},
 		},
 		Routes:   s.routes,
@@ -112,20 +110,18 @@ func (s *Sessions) Extension() extensions.Extension {
 
 func (s *Sessions) bind(h *extensions.Host) error {
 	s.app, s.logger = h.App, h.Logger
-	s.ring = signing.NewRing(h.App, s.deps.Vault, s.deps.Version, s.cfg.Algorithm, s.cfg.AccessLifetime.longest())
+	s.ring = signing.NewRing(h.App, s.deps.Vault, s.deps.Version, s.cfg.Algorithm, s.cfg.AccessLifetime.Longest())
 	h.App.OnRecordAuthRequest().Bind(&hook.Handler[*core.RecordAuthRequestEvent]{Id: "satchelSessions", Priority: 999, Func: s.onAuth})
 	s.bindStockTokens(h.App)
 	s.bindEnds(h.App)
 	s.bindRealtime(h.App)
 	s.bindNotice(h.App)
-	s.bindImpersonation(h.App)
 	return nil
 }
 
-// serve learns the issuer and adds the documents that other services look for.
+// serve learns the issuer.
 func (s *Sessions) serve(_ *extensions.Host, e *core.ServeEvent) error {
 	s.issuer = issuerOf(s.deps.PublicURL, e.Server.Addr)
-	s.wellKnown(e.Router)
 	return nil
 }
 
@@ -163,7 +159,7 @@ func (s *Sessions) record(tx core.App, e *core.RequestEvent, action, outcome str
 }
 
 // party names the user of a session for the audit.
-func party(app core.App, l *login) audit.Party {
+func party(app core.App, l *login.Login) audit.Party {
 	out := audit.Party{Kind: audit.User, Collection: l.Collection, ID: l.Record}
 	if c, err := app.FindCachedCollectionByNameOrId(l.Collection); err == nil {
 		out.Collection = c.Name
@@ -172,6 +168,18 @@ func party(app core.App, l *login) audit.Party {
 		}
 	}
 	return out
+}
+
+func createTables(app core.App) error {
+	if err := login.Create(app); err != nil {
+		return err
+	}
+	return signing.Create(app)
+}
+
+// begin is a new session of a user, not stored yet.
+func (s *Sessions) begin(record *core.Record, d login.Device, method string) *login.Login {
+	return login.New(record, d, method, s.now(), login.Lives{Idle: s.cfg.IdleLifetime.Of(d.Platform), Max: s.cfg.MaxLifetime.Of(d.Platform)})
 }
 
 // Grant is what an app gets when it signs in or refreshes.
@@ -188,13 +196,9 @@ func noStore(e *core.RequestEvent) { e.Response.Header().Set("Cache-Control", "n
 
 func (s *Sessions) routes(g *router.RouterGroup[*core.RequestEvent]) {
 	g.POST("/refresh", s.handleRefresh)
-	g.POST("/token", s.handleToken)
-	g.POST("/revoke", s.handleRevoke)
-	g.POST("/introspect", s.handleIntrospect)
 	g.POST("/logout", s.handleLogout)
 	g.POST("/logout-all", s.handleLogoutAll).BindFunc(requireUser)
 	g.POST("/reauthenticate", s.handleReauthenticate).BindFunc(requireUser)
-	g.POST("/impersonate", s.handleImpersonate).BindFunc(requireSuperuser)
 	g.GET("/sessions", s.handleList).BindFunc(requireUser)
 	g.PATCH("/sessions/{id}", s.handleRename).BindFunc(requireUser)
 	g.DELETE("/sessions/{id}", s.handleEnd).BindFunc(requireUser)
@@ -205,17 +209,6 @@ func requireUser(e *core.RequestEvent) error {
 	noStore(e)
 	if e.Auth == nil {
 		return api.ErrUnauthorized
-	}
-	return e.Next()
-}
-
-func requireSuperuser(e *core.RequestEvent) error {
-	noStore(e)
-	switch {
-	case e.Auth == nil:
-		return api.ErrUnauthorized
-	case !e.HasSuperuserAuth():
-		return api.ErrForbidden
 	}
 	return e.Next()
 }

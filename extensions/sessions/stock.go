@@ -1,10 +1,6 @@
 package sessions
 
 import (
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/base64"
-	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -12,94 +8,15 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
 	"github.com/pocketbase/pocketbase/tools/security"
-)
 
-// What this server adds to PocketBase's tokens. Their signing keys are in the database in the clear, so whoever has a
-// copy of it can sign them; the seal needs the master key.
-const (
-	claimSession = "sid"
-	claimSeal    = "smac"
+	"github.com/satchelbase/satchel/extensions/sessions/login"
+	"github.com/satchelbase/satchel/extensions/sessions/stock"
 )
 
 // Harden seals a token that PocketBase has made for a record, of any of its kinds. It is for tokens that are made outside
 // of a request.
 func (s *Sessions) Harden(record *core.Record, token string) (string, error) {
-	return s.bindToken(record, token, "")
-}
-
-// bindToken signs a stock token anew, with the session and the seal in it.
-func (s *Sessions) bindToken(record *core.Record, token, session string) (string, error) {
-	claims, err := security.ParseUnverifiedJWT(token) // made by this process
-	if err != nil {
-		return "", fmt.Errorf("read token: %w", err)
-	}
-	key, err := stockSecret(record, claims)
-	if err != nil {
-		return "", err
-	}
-	delete(claims, claimSession)
-	if session != "" {
-		claims[claimSession] = session
-	}
-	seal, err := s.sealOf(record, claims)
-	if err != nil {
-		return "", err
-	}
-	claims[claimSeal] = seal
-	out, err := jwt.NewWithClaims(jwt.SigningMethodHS256, claims).SignedString([]byte(key))
-	if err != nil {
-		return "", fmt.Errorf("sign token: %w", err)
-	}
-	return out, nil
-}
-
-// stockSecret is the key that PocketBase verifies a token of this kind with.
-func stockSecret(record *core.Record, claims jwt.MapClaims) (string, error) {
-	c := record.Collection()
-	kind, _ := claims[core.TokenClaimType].(string)
-	var secret string
-	switch kind {
-	case core.TokenTypeAuth:
-		secret = c.AuthToken.Secret
-	case core.TokenTypeFile:
-		secret = c.FileToken.Secret
-	case core.TokenTypeVerification:
-		secret = c.VerificationToken.Secret
-	case core.TokenTypePasswordReset:
-		secret = c.PasswordResetToken.Secret
-	case core.TokenTypeEmailChange:
-		secret = c.EmailChangeToken.Secret
-	default:
-		return "", fmt.Errorf("%q is no kind of token", kind)
-	}
-	return record.TokenKey() + secret, nil
-}
-
-// sealOf is a MAC over all other claims and the user's token key, so that a seal is of no use after the key has changed.
-// JSON objects are written with sorted names, and numbers the same whether they were just made or read.
-func (s *Sessions) sealOf(record *core.Record, claims jwt.MapClaims) (string, error) {
-	rest := jwt.MapClaims{}
-	for name, value := range claims {
-		if name != claimSeal {
-			rest[name] = value
-		}
-	}
-	text, err := json.Marshal(rest)
-	if err != nil {
-		return "", fmt.Errorf("seal token: %w", err)
-	}
-	mac := hmac.New(sha256.New, s.stockKey())
-	mac.Write([]byte(record.TokenKey()))
-	mac.Write([]byte{0})
-	mac.Write(text)
-	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil)), nil
-}
-
-// sealed reports whether verified claims carry this server's seal.
-func (s *Sessions) sealed(record *core.Record, claims jwt.MapClaims) bool {
-	presented, _ := claims[claimSeal].(string)
-	want, err := s.sealOf(record, claims)
-	return err == nil && hmac.Equal([]byte(presented), []byte(want))
+	return s.seals.Bind(record, token, "")
 }
 
 // accepts decides by the setting whether a stock token of authentication, verified by PocketBase, counts.
@@ -108,9 +25,9 @@ func (s *Sessions) accepts(record *core.Record, claims jwt.MapClaims) bool {
 	case StockOn:
 		return true
 	case StockOff:
-		return record.IsSuperuser() && s.sealed(record, claims)
+		return record.IsSuperuser() && s.seals.Sealed(record, claims)
 	}
-	return s.sealed(record, claims)
+	return s.seals.Sealed(record, claims)
 }
 
 // bindStockTokens seals the other kinds of tokens where they are made, and asks for the seal where they are used.
@@ -121,7 +38,7 @@ func (s *Sessions) bindStockTokens(app core.App) {
 		if c := Current(e.RequestEvent); c != nil {
 			session = c.SessionID
 		}
-		token, err := s.bindToken(e.Record, e.Token, session)
+		token, err := s.seals.Bind(e.Record, e.Token, session)
 		if err != nil {
 			return err
 		}
@@ -159,7 +76,7 @@ func (s *Sessions) sealMail(e *core.MailerRecordEvent) error {
 	if token == "" {
 		return e.Next()
 	}
-	sealed, err := s.bindToken(e.Record, token, "")
+	sealed, err := s.seals.Bind(e.Record, token, "")
 	if err != nil {
 		return err
 	}
@@ -182,7 +99,7 @@ func (s *Sessions) requireSeal(e *core.RequestEvent, record *core.Record) error 
 		return e.BadRequestError("An error occurred while loading the submitted data.", err)
 	}
 	claims, err := security.ParseUnverifiedJWT(body.Token)
-	if err != nil || !s.sealed(record, claims) {
+	if err != nil || !s.seals.Sealed(record, claims) {
 		return e.BadRequestError("Invalid or expired token.", err)
 	}
 	return nil
@@ -221,9 +138,9 @@ func (s *Sessions) goodFileToken(e *core.RequestEvent, token string) bool {
 	if err != nil {
 		return false
 	}
-	if id, _ := claims[claimSession].(string); id != "" {
-		l, err := findLogin(e.App.ConcurrentDB(), id)
-		if err != nil || !l.alive(s.now()) || l.Record != claims[core.TokenClaimId] {
+	if id, _ := claims[stock.ClaimSession].(string); id != "" {
+		l, err := login.Find(e.App.ConcurrentDB(), id)
+		if err != nil || !l.Alive(s.now()) || l.Record != claims[core.TokenClaimId] {
 			return false
 		}
 	}
@@ -231,5 +148,5 @@ func (s *Sessions) goodFileToken(e *core.RequestEvent, token string) bool {
 		return true
 	}
 	record, err := e.App.FindAuthRecordByToken(token, core.TokenTypeFile)
-	return err == nil && s.sealed(record, claims)
+	return err == nil && s.seals.Sealed(record, claims)
 }

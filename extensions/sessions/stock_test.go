@@ -2,6 +2,7 @@ package sessions_test
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 	"testing"
@@ -59,9 +60,7 @@ func TestStolenDatabaseForgesNothing(t *testing.T) {
 		// With the session of somebody who is signed in, and with a seal that was seen.
 		withSession := func(more jwt.MapClaims) string {
 			all := claims(t, auth)
-			for k, v := range more {
-				all[k] = v
-			}
+			maps.Copy(all, more)
 			out, err := jwt.NewWithClaims(jwt.SigningMethodHS256, all).SignedString([]byte(record.TokenKey() + record.Collection().AuthToken.Secret))
 			if err != nil {
 				t.Fatal(err)

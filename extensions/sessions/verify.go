@@ -15,7 +15,9 @@ import (
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/authcache"
+	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/sessions/signing"
+	"github.com/satchelbase/satchel/extensions/sessions/stock"
 )
 
 // What a request carries once its credential has been looked at.
@@ -96,15 +98,15 @@ func (s *Sessions) verifyAccess(e *core.RequestEvent, token string, watch func(t
 		return refuse(e, ErrTokenRevoked, true, err)
 	}
 	s.confirm(e.App, l, claims.Generation)
-	c := &Credential{SessionID: l.ID, AccessToken: true, ReadOnly: l.ReadOnly, Expires: claims.ExpiresAt.Time, Actor: l.actor()}
+	c := &Credential{SessionID: l.ID, AccessToken: true, ReadOnly: l.ReadOnly, Expires: claims.ExpiresAt.Time, Actor: actorOf(l)}
 	return verified(record, c, l), nil
 }
 
 // living returns the session if it still counts. The table of ends is watched from before it is read.
-func (s *Sessions) living(e *core.RequestEvent, id string, watch func(table string)) (*login, error) {
-	watch(endedTable)
-	l, err := findLogin(e.App.ConcurrentDB(), id)
-	if err == nil && !l.alive(s.now()) {
+func (s *Sessions) living(e *core.RequestEvent, id string, watch func(table string)) (*login.Login, error) {
+	watch(login.Ended)
+	l, err := login.Find(e.App.ConcurrentDB(), id)
+	if err == nil && !l.Alive(s.now()) {
 		err = ErrTokenRevoked
 	}
 	return l, err
@@ -112,16 +114,16 @@ func (s *Sessions) living(e *core.RequestEvent, id string, watch func(table stri
 
 // codeOf tells a session that has gone from a database that does not answer.
 func codeOf(err error) *extensions.Code {
-	if errors.Is(err, errNoLogin) || errors.Is(err, ErrTokenRevoked) {
+	if errors.Is(err, login.ErrNone) || errors.Is(err, ErrTokenRevoked) {
 		return ErrTokenRevoked
 	}
 	return api.ErrUnavailable
 }
 
-func verified(record *core.Record, c *Credential, l *login) authcache.Verified {
+func verified(record *core.Record, c *Credential, l *login.Login) authcache.Verified {
 	v := authcache.Verified{Record: record, Key: c.SessionID, Until: c.Expires}
-	if l != nil && l.until().Before(v.Until) {
-		v.Until = l.until()
+	if l != nil && l.Until().Before(v.Until) {
+		v.Until = l.Until()
 	}
 	v.Present = func(e *core.RequestEvent) {
 		e.Set(credentialKey, c)
@@ -150,7 +152,7 @@ func (s *Sessions) verifyStock(e *core.RequestEvent, token string, watch func(ta
 		return refuse(e, ErrTokenInvalid, false, nil)
 	}
 	c := &Credential{Expires: v.Until}
-	id, _ := claims[claimSession].(string)
+	id, _ := claims[stock.ClaimSession].(string)
 	if id == "" {
 		return verified(v.Record, c, nil), nil
 	}
@@ -161,17 +163,17 @@ func (s *Sessions) verifyStock(e *core.RequestEvent, token string, watch func(ta
 	if l.Collection != v.Record.Collection().Id || l.Record != v.Record.Id {
 		return refuse(e, ErrTokenRevoked, true, nil)
 	}
-	c.SessionID, c.ReadOnly, c.Actor = l.ID, l.ReadOnly, l.actor()
+	c.SessionID, c.ReadOnly, c.Actor = l.ID, l.ReadOnly, actorOf(l)
 	return verified(v.Record, c, l), nil
 }
 
 // confirm notes that the client holds the generation. It is written once a generation; if it cannot be written now, the
 // next verification tries again.
-func (s *Sessions) confirm(app core.App, l *login, generation int64) {
+func (s *Sessions) confirm(app core.App, l *login.Login, generation int64) {
 	if generation <= l.Confirmed {
 		return
 	}
-	_, err := app.NonconcurrentDB().NewQuery(`UPDATE ` + loginsTable + ` SET confirmed = {:generation} WHERE id = {:id} AND confirmed < {:generation}`).
+	_, err := app.NonconcurrentDB().NewQuery(`UPDATE ` + login.Table + ` SET confirmed = {:generation} WHERE id = {:id} AND confirmed < {:generation}`).
 		Bind(dbx.Params{"generation": generation, "id": l.ID}).Execute()
 	if err != nil {
 		s.logger.Warn("a refresh could not be confirmed", "error", err)
@@ -270,7 +272,7 @@ func (s *Sessions) audience() string {
 	return s.issuer
 }
 
-func (l *login) actor() *signing.Actor {
+func actorOf(l *login.Login) *signing.Actor {
 	if l.Actor == "" {
 		return nil
 	}

@@ -1,0 +1,129 @@
+// Package impersonation lets an admin act for a user, to see what the user sees: for fifteen minutes, for a reason that
+// the audit keeps, without a way to stay longer or to touch how the user signs in.
+//
+// Route: POST /api/v1/auth/impersonate. Settings and tables: none.
+package impersonation
+
+import (
+	"cmp"
+	"net/http"
+	"strings"
+
+	"github.com/pocketbase/pocketbase/apis"
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
+	"github.com/pocketbase/pocketbase/tools/router"
+
+	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/sessions"
+)
+
+// maxReason bounds the reason, in bytes.
+const maxReason = 500
+
+// ErrForbidden refuses what may not be done for somebody else.
+var ErrForbidden = &extensions.Code{Name: "impersonation.forbidden", Status: http.StatusForbidden, Title: "This is not allowed on behalf of somebody else"}
+
+// priority is where credentials have been judged and before anything acts on the request.
+const priority = apis.DefaultLoadAuthTokenMiddlewarePriority + 2
+
+// New returns the extension.
+func New(s *sessions.Sessions) extensions.Extension {
+	return extensions.Extension{
+		Name:  "impersonation",
+		Group: "auth",
+		Codes: []*extensions.Code{ErrForbidden},
+		Bind: func(h *extensions.Host) error {
+			bind(h.App)
+			return nil
+		},
+		Middlewares: []*hook.Handler[*core.RequestEvent]{{Id: "satchelImpersonation", Priority: priority, Func: restrict}},
+		Routes: func(g *router.RouterGroup[*core.RequestEvent]) {
+			g.POST("/impersonate", func(e *core.RequestEvent) error { return begin(e, s) })
+		},
+	}
+}
+
+// begin lets an admin act for a user, for a reason that the audit keeps.
+func begin(e *core.RequestEvent, s *sessions.Sessions) error {
+	e.Response.Header().Set("Cache-Control", "no-store")
+	switch {
+	case e.Auth == nil:
+		return api.ErrUnauthorized
+	case !e.HasSuperuserAuth():
+		return api.ErrForbidden
+	}
+	var body struct {
+		Collection string `json:"collection,omitempty"`
+		User       string `json:"user"`
+		Reason     string `json:"reason"`
+		ReadOnly   bool   `json:"readOnly,omitempty"`
+	}
+	if err := api.Bind(e, &body); err != nil {
+		return err
+	}
+	reason := strings.TrimSpace(body.Reason)
+	if reason == "" || len(reason) > maxReason {
+		return api.InvalidBody(api.Invalid("reason", api.ErrFieldRequired, ""))
+	}
+	record, err := e.App.FindRecordById(cmp.Or(body.Collection, "users"), body.User)
+	if err != nil || !record.Collection().IsAuth() {
+		return api.ErrNotFound
+	}
+	if record.IsSuperuser() {
+		return api.Fail(ErrForbidden, "admins cannot be impersonated")
+	}
+	grant, err := s.Act(e, record, sessions.Acting{Life: sessions.ActLife, Reason: reason, ReadOnly: body.ReadOnly})
+	if err != nil {
+		return err
+	}
+	return api.Write(e, http.StatusOK, grant)
+}
+
+// bind keeps an admin who acts for a user away from the user's credentials.
+func bind(app core.App) {
+	app.OnRecordUpdateRequest().BindFunc(func(e *core.RecordRequestEvent) error {
+		if c := sessions.Current(e.RequestEvent); c != nil && c.Actor != nil && e.Record.Collection().IsAuth() && credentialsChange(e.Record) {
+			return api.Fail(ErrForbidden, "")
+		}
+		return e.Next()
+	})
+	app.OnRecordDeleteRequest().BindFunc(func(e *core.RecordRequestEvent) error {
+		if c := sessions.Current(e.RequestEvent); c != nil && c.Actor != nil && e.Record.Collection().IsAuth() {
+			return api.Fail(ErrForbidden, "")
+		}
+		return e.Next()
+	})
+}
+
+func credentialsChange(r *core.Record) bool {
+	before := r.Original()
+	return r.TokenKey() != before.TokenKey() || r.Email() != before.Email() || r.Verified() != before.Verified() ||
+		r.GetString("password:hash") != before.GetString("password:hash") || r.GetString("password") != ""
+}
+
+// restrict refuses what an impersonation may not do: anything about signing in, and with readOnly any write.
+func restrict(e *core.RequestEvent) error {
+	c := sessions.Current(e)
+	if c == nil || c.Actor == nil {
+		return e.Next()
+	}
+	path := e.Request.URL.Path
+	reads := e.Request.Method == http.MethodGet || e.Request.Method == http.MethodHead || e.Request.Method == http.MethodOptions
+	switch {
+	case path == api.Prefix+"/auth/logout":
+		return e.Next()
+	case !reads && strings.HasPrefix(path, api.Prefix+"/auth/"), !reads && c.ReadOnly && path != "/api/realtime" && path != "/api/files/token":
+		return api.Fail(ErrForbidden, "")
+	}
+	if rest, ok := strings.CutPrefix(path, "/api/collections/"); ok {
+		_, action, _ := strings.Cut(rest, "/")
+		for _, prefix := range []string{"request-", "confirm-", "auth-refresh"} {
+			if strings.HasPrefix(action, prefix) {
+				return api.Fail(ErrForbidden, "")
+			}
+		}
+	}
+	return e.Next()
+}

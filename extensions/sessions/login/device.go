@@ -1,0 +1,111 @@
+package login
+
+import (
+	"net/http"
+	"regexp"
+	"strings"
+	"unicode"
+
+	"github.com/pocketbase/dbx"
+	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/audit"
+)
+
+// Headers by which an app tells what it runs on.
+const (
+	DeviceIDHeader   = "X-Device-Id"
+	DeviceNameHeader = "X-Device-Name"
+)
+
+// MaxName is the longest name of a device, in characters.
+const MaxName = 100
+
+// Bounds of what else a client may tell, in characters.
+const (
+	maxVersion   = 32
+	maxUserAgent = 200
+)
+
+// deviceIDPattern takes UUIDs and whatever else an app makes its installation ids of.
+var deviceIDPattern = regexp.MustCompile(`^[A-Za-z0-9_.:-]{8,64}$`)
+
+// Device is what a client says about itself. None of it is proof of anything.
+type Device struct {
+	ID        string // empty unless well-formed
+	Name      string
+	Platform  string // ios, android, web or other; empty if not told
+	Version   string // of the app
+	UserAgent string
+	Address   string // network of the client: /24 of IPv4, /48 of IPv6
+}
+
+// DeviceOf reads what the headers of a request say.
+func DeviceOf(e *core.RequestEvent) Device {
+	h := e.Request.Header
+	d := Device{
+		Name: Printable(h.Get(DeviceNameHeader), MaxName), Platform: platformOf(h),
+		Version: Printable(h.Get(api.AppVersionHeader), maxVersion), UserAgent: Printable(h.Get("User-Agent"), maxUserAgent),
+		Address: audit.Prefix(e.RealIP()),
+	}
+	if id := h.Get(DeviceIDHeader); IsDeviceID(id) {
+		d.ID = id
+	}
+	return d
+}
+
+func platformOf(h http.Header) string {
+	switch p := strings.ToLower(strings.TrimSpace(h.Get(api.AppPlatformHeader))); p {
+	case "", "ios", "android", "web":
+		return p
+	default:
+		return "other"
+	}
+}
+
+// Printable drops control characters and what is not UTF-8, and cuts at a number of characters.
+func Printable(s string, limit int) string {
+	var out []rune
+	for _, r := range strings.ToValidUTF8(s, "") {
+		if len(out) == limit {
+			break
+		}
+		if unicode.IsPrint(r) {
+			out = append(out, r)
+		}
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// IsDeviceID reports whether a text may be the id of a device.
+func IsDeviceID(id string) bool { return deviceIDPattern.MatchString(id) }
+
+// NewDevice reports whether the user has had other sessions, none of them on the device of this one: what the app says it
+// is, or else the program it runs.
+func NewDevice(app core.App, l *Login) (bool, error) {
+	same, value := `user_agent`, l.UserAgent
+	if l.DeviceID != "" {
+		same, value = `device_id`, l.DeviceID
+	}
+	var seen struct {
+		Others int `db:"others"`
+		Known  int `db:"known"`
+	}
+	err := app.ConcurrentDB().NewQuery(`SELECT count(*) AS others, COALESCE(sum(` + same + ` = {:value}), 0) AS known FROM ` + Table + `
+		WHERE collection = {:collection} AND record = {:record} AND id <> {:id} AND actor = ''`).
+		Bind(dbx.Params{"value": value, "collection": l.Collection, "record": l.Record, "id": l.ID}).One(&seen)
+	return seen.Others > 0 && seen.Known == 0, err
+}
+
+// Known reports whether a session of the user, an old one included, has been on the device.
+func Known(app core.App, record *core.Record, deviceID string) (bool, error) {
+	if !IsDeviceID(deviceID) {
+		return false, nil
+	}
+	var n int
+	err := app.ConcurrentDB().NewQuery(`SELECT count(*) FROM ` + Table + `
+		WHERE collection = {:collection} AND record = {:record} AND device_id = {:device} AND actor = ''`).
+		Bind(dbx.Params{"collection": record.Collection().Id, "record": record.Id, "device": deviceID}).Row(&n)
+	return n > 0, err
+}
