@@ -49,7 +49,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) []extensio
 		memory.New(cfg.memory),
 		metrics.New(cfg.metrics, len(cfg.api.TrustedProxies) > 0, all),
 		store.New(db),
-		ratelimit.New(cfg.ratelimit),
+		ratelimit.New(cfg.ratelimit, nil),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, nil)),
 		sessions.New(),
 		records.New(cfg.records, db),
