@@ -6,6 +6,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/authcache"
+	"github.com/satchelbase/satchel/extensions/guard"
 	"github.com/satchelbase/satchel/extensions/health"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
@@ -44,6 +45,7 @@ type config struct {
 	logs      logs.Config
 	ratelimit ratelimit.Config
 	records   records.Config
+	guard     guard.Config
 	health    health.Config
 	memory    memory.Config
 	metrics   metrics.Config
@@ -59,6 +61,7 @@ func read(s *settings.Settings) config {
 		logs:      settings.Section[logs.Config](s, "logs"),
 		ratelimit: settings.Section[ratelimit.Config](s, "ratelimit"),
 		records:   settings.Section[records.Config](s, "records"),
+		guard:     settings.Section[guard.Config](s, "guard"),
 		health:    settings.Section[health.Config](s, "health"),
 		memory:    settings.Section[memory.Config](s, "memory"),
 		metrics:   settings.Section[metrics.Config](s, "metrics"),

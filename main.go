@@ -18,6 +18,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/demo"
 	"github.com/satchelbase/satchel/extensions/deploy"
 	"github.com/satchelbase/satchel/extensions/doctor"
+	"github.com/satchelbase/satchel/extensions/guard"
 	"github.com/satchelbase/satchel/extensions/health"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
@@ -52,6 +53,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) []extensio
 		ratelimit.New(cfg.ratelimit, nil),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, nil)),
 		sessions.New(),
+		guard.New(cfg.guard, guard.Deps{}),
 		records.New(cfg.records, db),
 		health.New(cfg.health, all),
 		demo.New(),
