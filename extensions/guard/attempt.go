@@ -3,6 +3,7 @@ package guard
 import (
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/pocketbase/pocketbase/core"
@@ -35,11 +36,11 @@ func (g *guard) begin(e *core.RequestEvent, c *core.Collection, account string, 
 	for _, ch := range charges {
 		d := g.table.Take(ch.key, ch.policy, 1)
 		if !d.Allowed && ch.policy.Name == g.account.Name {
-			device := g.knownDevice(e, c, subject)
+			device := g.KnownDevice.of(e, c, subject)
 			if device == "" {
 				g.noteLockout(e, ch, subject)
 			} else {
-				ch = charge{g.device, append(ch.key, device...)}
+				ch = charge{g.device, slices.Concat(ch.key, []byte(device))}
 				d = g.table.Take(ch.key, ch.policy, 1)
 			}
 		}
@@ -73,7 +74,7 @@ func (g *guard) chargesOf(e *core.RequestEvent, c *core.Collection, account stri
 		return charges
 	}
 	key := digest(c.Id, normal(account))
-	return append(charges, charge{g.pair, append(address[:len(address):len(address)], key...)}, charge{g.account, key})
+	return append(charges, charge{g.pair, slices.Concat(address, key)}, charge{g.account, key})
 }
 
 // normal is an account's name without what nobody means to type.
@@ -104,11 +105,11 @@ const DeviceHeader = "X-Device-Id"
 // devicePattern is what is accepted as an id: a UUID, or another one of its size.
 var devicePattern = regexp.MustCompile(`^[A-Za-z0-9-]{16,64}$`)
 
-// knownDevice returns the device's id if the account knows it. An account that does not exist is looked up like one that
-// does, because the time would tell.
-func (g *guard) knownDevice(e *core.RequestEvent, c *core.Collection, record *core.Record) string {
+// of returns the device's id if the account knows it. An account that does not exist is looked up like one that does,
+// because the time would tell. A device that cannot be looked up counts as unknown.
+func (known KnownDevice) of(e *core.RequestEvent, c *core.Collection, record *core.Record) string {
 	id := e.Request.Header.Get(DeviceHeader)
-	if g.KnownDevice == nil || !devicePattern.MatchString(id) {
+	if known == nil || !devicePattern.MatchString(id) {
 		return ""
 	}
 	subject := record
@@ -116,12 +117,11 @@ func (g *guard) knownDevice(e *core.RequestEvent, c *core.Collection, record *co
 		subject = core.NewRecord(c)
 		subject.Id = core.GenerateDefaultRandomId()
 	}
-	known, err := g.KnownDevice(e.App, subject, id)
+	ok, err := known(e.App, subject, id)
 	if err != nil {
-		g.host.Logger.ErrorContext(e.Request.Context(), "a device could not be looked up and counts as unknown", "error", err)
-		return ""
+		e.App.Logger().ErrorContext(e.Request.Context(), "a device could not be looked up and counts as unknown", "error", err)
 	}
-	if !known || record == nil {
+	if err != nil || !ok || record == nil {
 		return ""
 	}
 	return id
@@ -131,14 +131,10 @@ func (g *guard) knownDevice(e *core.RequestEvent, c *core.Collection, record *co
 func Familiar(known KnownDevice) func(e *core.RequestEvent, account string) bool {
 	return func(e *core.RequestEvent, account string) bool {
 		c, err := e.App.FindCachedCollectionByNameOrId(e.Request.PathValue("collection"))
-		if err != nil || !c.IsAuth() || !devicePattern.MatchString(e.Request.Header.Get(DeviceHeader)) {
+		if err != nil || !c.IsAuth() || e.Request.Header.Get(DeviceHeader) == "" {
 			return false
 		}
-		g := &guard{Deps: Deps{KnownDevice: func(app core.App, r *core.Record, id string) (bool, error) {
-			ok, err := known(app, r, id)
-			return ok && err == nil, nil
-		}}}
-		return g.knownDevice(e, c, accountByName(e.App, c, account)) != ""
+		return known.of(e, c, accountByName(e.App, c, account)) != ""
 	}
 }
 

@@ -1,6 +1,7 @@
 package guard
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -11,9 +12,11 @@ import (
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
-	"github.com/pocketbase/pocketbase/tools/types"
 
+	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
+	"github.com/satchelbase/satchel/extensions/settings"
+	"github.com/satchelbase/satchel/extensions/store"
 )
 
 func sheet(email string, more ...string) map[string]any {
@@ -51,7 +54,7 @@ func (w *world) withHandles(t testing.TB) {
 	}
 }
 
-var bothPaths = []string{"/api/collections/users/records", "/api/v1/collections/users/records"} //nolint:gochecknoglobals // a constant
+var bothPaths = []string{"/api/collections/users/records", "/api/v1/collections/users/records"}
 
 // A taken address is answered like a free one, whatever else is right or wrong with the sign-up.
 func TestSignUpAnswersAlike(t *testing.T) {
@@ -112,6 +115,50 @@ func (w *world) shape(r apptest.Response, t testing.TB) string {
 
 func headers(r apptest.Response) []string {
 	return slices.DeleteFunc(slices.Sorted(maps.Keys(r.Header)), func(name string) bool { return name == "Content-Length" })
+}
+
+// The rehearsal is taken back on Satchel's own connections too, and within a transaction of a caller.
+func TestRehearsalOnOwnStore(t *testing.T) {
+	db, err := store.Open(settings.Defaults[store.Config](), store.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := settings.Defaults[Config]()
+	w := &world{App: apptest.Open(t, db.Connect, api.New(settings.Defaults[api.Config]()), store.New(db), New(cfg, Deps{}))}
+	w.addAnn(t)
+	w.withHandles(t)
+	for range 3 {
+		wantStatus(t, w.signUpAt(t, bothPaths[1], sheet("ann@example.test", "handle", "eve")), http.StatusOK, "")
+		wantStatus(t, w.signUpAt(t, bothPaths[1], sheet("ann@example.test", "handle", "ann")), http.StatusBadRequest, "api.validation_failed")
+	}
+	if n := w.users(t); n != 1 {
+		t.Fatalf("%d accounts", n)
+	}
+	eve := core.NewRecord(w.ann.Collection())
+	eve.SetEmail("eve@example.test")
+	eve.SetPassword("long enough")
+	errEnd := errors.New("end")
+	err = w.RunInTransaction(func(tx core.App) error {
+		if err := tx.Save(eve); err != nil {
+			return err
+		}
+		draft := core.NewRecord(w.ann.Collection())
+		draft.Id = core.GenerateDefaultRandomId()
+		draft.SetEmail("ann@example.test")
+		draft.SetPassword("long enough")
+		draft.RefreshTokenKey()
+		if err := rehearse(tx, draft); err != nil {
+			return err
+		}
+		n := 0
+		if err := tx.DB().Select("count(*)").From("users").Row(&n); err != nil || n != 2 {
+			t.Errorf("%d accounts within the transaction (%v)", n, err)
+		}
+		return errEnd
+	})
+	if !errors.Is(err, errEnd) || w.users(t) != 1 {
+		t.Errorf("%v, %d accounts", err, w.users(t))
+	}
 }
 
 // One mail an hour goes to the owner, none to anybody else.
@@ -208,7 +255,7 @@ func TestManagersAreTold(t *testing.T) {
 	}
 	wantStatus(t, ask(root), http.StatusBadRequest, "api.validation_failed")
 	wantStatus(t, ask(bob), http.StatusOK, "")
-	w.change(t, func(c *core.Collection) { c.ManageRule = types.Pointer("@request.auth.name = 'boss'") })
+	w.change(t, func(c *core.Collection) { c.ManageRule = new("@request.auth.name = 'boss'") })
 	wantStatus(t, ask(bob), http.StatusBadRequest, "api.validation_failed")
 }
 

@@ -58,7 +58,7 @@ func digest(parts ...string) []byte {
 // codes that do not. The only writer of the database puts parallel tries in order.
 func countTry(app core.App, otp string, n int) (int, error) {
 	var tries int
-	err := app.NonconcurrentDB().NewQuery("INSERT INTO {{"+codesTable+"}} ([[otp]], [[tries]], [[seen]]) VALUES ({:otp}, {:n}, {:now}) "+
+	err := app.NonconcurrentDB().NewQuery("INSERT INTO {{" + codesTable + "}} ([[otp]], [[tries]], [[seen]]) VALUES ({:otp}, {:n}, {:now}) " +
 		"ON CONFLICT ([[otp]]) DO UPDATE SET [[tries]] = [[tries]] + {:n} RETURNING [[tries]]").
 		Bind(dbx.Params{"otp": digest(otp), "n": n, "now": time.Now().Unix()}).Row(&tries)
 	if err != nil {

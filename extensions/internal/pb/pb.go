@@ -42,7 +42,7 @@ func NotUnique(err error) []string {
 	}
 	names := make([]string, 0, len(fields))
 	for name, problem := range fields {
-		if problem, ok := problem.(validation.Error); !ok || problem.Code() != "validation_not_unique" {
+		if reason, ok := errors.AsType[validation.Error](problem); !ok || reason.Code() != "validation_not_unique" {
 			return nil
 		}
 		names = append(names, name)
@@ -61,6 +61,6 @@ func NewEmailTaken(err error) bool {
 	if !ok || len(fields) != 1 {
 		return false
 	}
-	problem, ok := fields["newEmail"].(validation.Error)
-	return ok && problem.Code() == "validation_invalid_new_email"
+	reason, ok := errors.AsType[validation.Error](fields["newEmail"])
+	return ok && reason.Code() == "validation_invalid_new_email"
 }
