@@ -40,6 +40,8 @@ type world struct {
 	mails  []string // recipient and subject
 	sent   chan struct{}
 
+	spare []string // codes that a benchmark has made beforehand
+
 	passed atomic.Pointer[atomic.Int64] // counts the tries that the guard lets through
 }
 
