@@ -7,6 +7,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/authcache"
+	"github.com/satchelbase/satchel/extensions/guard"
 	"github.com/satchelbase/satchel/extensions/health"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
@@ -59,6 +60,7 @@ type config struct {
 	ratelimit ratelimit.Config
 	records   records.Config
 	secrets   secrets.Config
+	guard     guard.Config
 	health    health.Config
 	sessions  sessions.Config
 	memory    memory.Config
@@ -77,6 +79,7 @@ func read(s *settings.Settings) config {
 		logs:      settings.Section[logs.Config](s, "logs"),
 		ratelimit: settings.Section[ratelimit.Config](s, "ratelimit"),
 		records:   settings.Section[records.Config](s, "records"),
+		guard:     settings.Section[guard.Config](s, "guard"),
 		health:    settings.Section[health.Config](s, "health"),
 		sessions:  settings.Section[sessions.Config](s, "sessions"),
 		memory:    settings.Section[memory.Config](s, "memory"),

@@ -20,6 +20,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/demo"
 	"github.com/satchelbase/satchel/extensions/deploy"
 	"github.com/satchelbase/satchel/extensions/doctor"
+	"github.com/satchelbase/satchel/extensions/guard"
 	"github.com/satchelbase/satchel/extensions/health"
 	"github.com/satchelbase/satchel/extensions/impersonation"
 	"github.com/satchelbase/satchel/extensions/logs"
@@ -59,13 +60,14 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensi
 		metrics.New(cfg.metrics, len(cfg.api.TrustedProxies) > 0, all),
 		store.New(db),
 		secrets.New(cfg.secrets, vault),
-		ratelimit.New(cfg.ratelimit),
+		ratelimit.New(cfg.ratelimit, guard.Familiar(sess.KnownDevice)),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, sess.Verify)),
 		audit.New(),
 		apikeys.New(),
 		sess.Extension(),
 		oauth.New(sess, apikeys.Allow(apikeys.ScopeIntrospect)),
 		impersonation.New(sess),
+		guard.New(cfg.guard, guard.Deps{KnownDevice: sess.KnownDevice, Audit: audit.Note, EmailTaken: sessions.ErrEmailTaken}),
 		records.New(cfg.records, db),
 		health.New(cfg.health, all),
 		demo.New(),

@@ -14,18 +14,17 @@ import (
 // maxSignInBody is how much of a body is read to find the account. Bodies of sign-ins take a few hundred bytes.
 const maxSignInBody = 64 << 10
 
-// accountKey names the account that the body asks for. A body that is too large, malformed or silent about it counts for
+// accountOf names the account that the body asks for, and its key. A body that is too large, malformed or silent about it counts for
 // one account that all such bodies of the collection share: no shape of the body is a way around the quota.
-func accountKey(e *core.RequestEvent, field string) []byte {
+func accountOf(e *core.RequestEvent, field string) (account string, key []byte) {
 	collection := e.Request.PathValue("collection")
 	if c, err := e.App.FindCachedCollectionByNameOrId(collection); err == nil {
 		collection = c.Id
 	}
-	account := ""
 	if head, whole := peekBody(e.Request, maxSignInBody); whole {
-		account = strings.ToLower(strings.TrimSpace(bodyField(e.Request, head, field)))
+		account = bodyField(e.Request, head, field)
 	}
-	return []byte("account\x00" + collection + "\x00" + account)
+	return account, []byte("account\x00" + collection + "\x00" + strings.ToLower(strings.TrimSpace(account)))
 }
 
 // peekBody returns up to limit bytes of the body and whether that is all of it. Handlers read the body from its start

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/satchelbase/satchel/extensions/internal/gcra"
 )
 
 // Bounds of the settings. A thousand million a minute is beyond any server, so it serves benchmarks as "no limit"; a
@@ -89,17 +91,17 @@ func (c Config) Validate() error {
 
 // policies are the quotas that a configuration makes. Their names appear in the answers' headers.
 type policies struct {
-	ip, user, session, auth, account, refresh Policy
+	ip, user, session, auth, account, refresh gcra.Policy
 }
 
 func (c Config) policies() policies {
 	p := policies{
-		ip:      Policy{Name: "ip", Limit: c.IP, Window: time.Minute},
-		user:    Policy{Name: "user", Limit: c.User, Window: time.Minute, Burst: c.UserBurst},
-		session: Policy{Name: "session", Limit: c.Session, Window: time.Minute, Burst: c.UserBurst},
-		auth:    Policy{Name: "auth", Limit: c.Auth, Window: c.AuthWindow},
-		account: Policy{Name: "account", Limit: c.Auth, Window: c.AuthWindow},
-		refresh: Policy{Name: "refresh", Limit: c.Refresh, Window: time.Minute},
+		ip:      gcra.Policy{Name: "ip", Limit: c.IP, Window: time.Minute},
+		user:    gcra.Policy{Name: "user", Limit: c.User, Window: time.Minute, Burst: c.UserBurst},
+		session: gcra.Policy{Name: "session", Limit: c.Session, Window: time.Minute, Burst: c.UserBurst},
+		auth:    gcra.Policy{Name: "auth", Limit: c.Auth, Window: c.AuthWindow},
+		account: gcra.Policy{Name: "account", Limit: c.Auth, Window: c.AuthWindow},
+		refresh: gcra.Policy{Name: "refresh", Limit: c.Refresh, Window: time.Minute},
 	}
 	if c.Preset == Strict {
 		p.ip.Limit, p.ip.Window = strictIP, strictIPWindow

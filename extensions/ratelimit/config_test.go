@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/satchelbase/satchel/extensions/internal/gcra"
 	"github.com/satchelbase/satchel/extensions/settings"
 )
 
@@ -60,14 +61,14 @@ func TestSettings(t *testing.T) {
 func TestExtremesHold(t *testing.T) {
 	cfg := settings.Defaults[Config]()
 	cfg.IP, cfg.User, cfg.UserBurst = maxLimit, maxLimit, maxLimit
-	table, _ := newTestTable(64)
-	for _, p := range []Policy{
-		cfg.policies().ip.times(networkFactor), cfg.policies().user.times(maxFactor),
+	table := gcra.NewTableWithClock(64, func() time.Duration { return time.Hour })
+	for _, p := range []gcra.Policy{
+		cfg.policies().ip.Times(networkFactor), cfg.policies().user.Times(maxFactor),
 		{Name: "slow", Limit: 1, Window: maxWindow},
 		{Name: "slow", Limit: maxLimit, Window: maxWindow, Burst: 1},
 	} {
 		d := table.Take([]byte("k"), p, 1)
-		if !d.Allowed || d.Remaining != p.burst()-1 || d.Reset <= 0 {
+		if !d.Allowed || d.Remaining != p.AtOnce()-1 || d.Reset <= 0 {
 			t.Errorf("%+v: %+v", p, d)
 		}
 		if d := table.Take([]byte("k"), p, int(^uint(0)>>1)); d.Allowed || d.RetryAfter <= 0 {

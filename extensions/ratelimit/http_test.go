@@ -19,6 +19,7 @@ import (
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
+	"github.com/satchelbase/satchel/extensions/internal/gcra"
 	"github.com/satchelbase/satchel/extensions/settings"
 )
 
@@ -32,7 +33,7 @@ func start(t testing.TB, change func(*Config)) *apptest.App {
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	return apptest.New(t, api.New(conventions), laterRoutes(), New(cfg))
+	return apptest.New(t, api.New(conventions), laterRoutes(), New(cfg, nil))
 }
 
 // laterRoutes stands for the session feature: routes that get tokens, and a middleware that knows the session.
@@ -150,7 +151,7 @@ func TestAddressQuota(t *testing.T) {
 	t.Run("a client cannot choose its address", func(t *testing.T) {
 		app := apptest.New(t, api.New(settings.Defaults[api.Config]()), New(Config{
 			IP: 2, User: 1, UserBurst: 1, Session: 1, Auth: 1, AuthWindow: 1e9, Refresh: 1, SuperuserFactor: 1, TableSize: minSlots,
-		}))
+		}, nil))
 		allowed(t, app, 1, from("192.0.2.1", get("/api/health")))
 		allowed(t, app, 1, from("192.0.2.2", get("/api/health")))
 		refused(t, app, from("192.0.2.3", get("/api/health")), "ip")
@@ -368,7 +369,7 @@ func stockRules() []core.RateLimitRule {
 // Settings that were stored elsewhere, such as by the stock binary, are overruled.
 func TestStockLimiterStaysOff(t *testing.T) {
 	app := start(t, func(*Config) {})
-	check := New(settings.Defaults[Config]()).Checks[1].Run
+	check := New(settings.Defaults[Config](), nil).Checks[1].Run
 	s := app.Settings()
 	s.RateLimits.Enabled, s.RateLimits.Rules = true, stockRules()
 	if r := check(t.Context(), app.Host); r.Level != extensions.Warn {
@@ -401,7 +402,7 @@ func TestByAddress(t *testing.T) {
 		e := &core.RequestEvent{}
 		e.Request = &http.Request{RemoteAddr: c.remote}
 		var got []string
-		for _, charge := range byAddress(nil, e, Policy{Name: "ip", Limit: 600, Window: time.Minute}, 1) {
+		for _, charge := range byAddress(nil, e, gcra.Policy{Name: "ip", Limit: 600, Window: time.Minute}, 1) {
 			got = append(got, fmt.Sprintf("%s %x", charge.policy.Name, charge.key))
 		}
 		if !slices.Equal(got, c.want) {
@@ -413,7 +414,7 @@ func TestByAddress(t *testing.T) {
 func TestChecksAndMetrics(t *testing.T) {
 	cfg := settings.Defaults[Config]()
 	cfg.IP = 1
-	x := New(cfg)
+	x := New(cfg, nil)
 	app := apptest.New(t, api.New(settings.Defaults[api.Config]()), x)
 	allowed(t, app, 1, get("/api/health"))
 	refused(t, app, get("/api/health"), "ip")

@@ -12,6 +12,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/internal/gcra"
 )
 
 const (
@@ -25,22 +26,23 @@ const (
 // limiter applies the quotas to requests. It is safe for concurrent use.
 type limiter struct {
 	policies
-	table     *Table
+	table     *gcra.Table
 	superuser int
+	known     KnownDevice
 	refused   atomic.Int64
 }
 
 // charge is what a request costs one key.
 type charge struct {
-	policy Policy
+	policy gcra.Policy
 	key    []byte
 	cost   int
 }
 
 // verdict is the answer of several quotas: the one that refuses for longest, or else the one that is nearest to its end.
 type verdict struct {
-	Decision
-	policy   Policy
+	gcra.Decision
+	policy   gcra.Policy
 	violated []string
 }
 
@@ -105,7 +107,7 @@ func (l *limiter) charges(e *core.RequestEvent, r route) []charge {
 }
 
 // byAddress charges the client's address. An address that cannot be told, as on a unix socket, counts as one client.
-func byAddress(charges []charge, e *core.RequestEvent, p Policy, cost int) []charge {
+func byAddress(charges []charge, e *core.RequestEvent, p gcra.Policy, cost int) []charge {
 	addr, err := netip.ParseAddr(e.RemoteIP())
 	if err != nil {
 		return append(charges, charge{policy: p, cost: cost})
@@ -115,7 +117,7 @@ func byAddress(charges []charge, e *core.RequestEvent, p Policy, cost int) []cha
 		return append(charges, charge{p, addr.AsSlice(), cost})
 	}
 	bytes := addr.AsSlice()
-	network := p.times(networkFactor)
+	network := p.Times(networkFactor)
 	network.Name += "-network"
 	return append(charges, charge{p, bytes[:64/8], cost}, charge{network, bytes[:48/8], cost})
 }
@@ -147,20 +149,25 @@ func (l *limiter) byHolder(charges []charge, e *core.RequestEvent) []charge {
 	return byAddress(charges, e, l.refresh, 1)
 }
 
-// byAccount charges the account that a sign-in names.
+// byAccount charges the account that a sign-in names. The quota of an account that is used up does not count for a device
+// that the account knows.
 func (l *limiter) byAccount(charges []charge, e *core.RequestEvent, field string) []charge {
 	switch {
 	case field != "":
-		return append(charges, charge{l.account, accountKey(e, field), 1})
+		account, key := accountOf(e, field)
+		if l.known != nil && account != "" && !l.table.Peek(key, l.account, 1).Allowed && l.known(e, account) {
+			return charges
+		}
+		return append(charges, charge{l.account, key, 1})
 	case e.Auth != nil:
 		return append(charges, charge{l.account, userKey(e.Auth), 1})
 	}
 	return charges
 }
 
-func (l *limiter) scaled(e *core.RequestEvent, p Policy) Policy {
+func (l *limiter) scaled(e *core.RequestEvent, p gcra.Policy) gcra.Policy {
 	if e.HasSuperuserAuth() {
-		return p.times(l.superuser)
+		return p.Times(l.superuser)
 	}
 	return p
 }
@@ -178,7 +185,7 @@ func (l *limiter) admit(charges []charge) verdict {
 	return l.judge(charges, l.table.Take)
 }
 
-func (l *limiter) judge(charges []charge, ask func([]byte, Policy, int) Decision) verdict {
+func (l *limiter) judge(charges []charge, ask func([]byte, gcra.Policy, int) gcra.Decision) verdict {
 	var tightest verdict
 	var violated []string
 	for i, c := range charges {

@@ -4,14 +4,15 @@
 // counts requests by address: IPv4 by /32, IPv6 by /64 and, eightfold, by /48. Stage 2 knows who asks. It counts units
 // of cost (a read is 1, a list 1 more for every 100 records asked for, a write 5, a batch the sum of its items) by user
 // and by session; a guest's costs count for the address. Ways to sign in and everything that sends or takes a code by
-// mail are counted by address and by the account they name, known or not; token refreshes by session. Superusers have
-// ten times the quota of users. Static files, the dashboard and health checks see stage 1 alone.
+// mail are counted by address and by the account they name, known or not; token refreshes by session. The quota of an
+// account does not hold back a device that has signed in to it before, so that a stranger cannot lock its owner out.
+// Superusers have ten times the quota of users. Static files, the dashboard and health checks see stage 1 alone.
 //
 // Answers carry RateLimit-Policy and RateLimit (draft-ietf-httpapi-ratelimit-headers) for the quota that is nearest to
 // its end. A request too many is answered 429 ratelimit.exceeded with Retry-After, and charged to no quota of its stage.
 // /api/collections/x and /api/v1/collections/x share their quotas, because the canonical route counts.
 //
-// Quotas live in a [Table] of fixed size in memory; a restart forgets them, and several machines count apart. Under a
+// Quotas live in a [gcra.Table] of fixed size in memory; a restart forgets them, and several machines count apart. Under a
 // flood of addresses hardly used keys are forgotten first, so a client may get more than its quota then, but one that is
 // held back stays so. An account with two names, such as e-mail and user name, has a quota for each. Behind a reverse
 // proxy that is not in SATCHEL_API_TRUSTED_PROXIES, all clients share the proxy's address.
@@ -25,12 +26,12 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"time"
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/internal/gcra"
 )
 
 // Codes of refused requests.
@@ -46,9 +47,13 @@ const (
 	limitPriority = -999
 )
 
-// New returns the extension. cfg must be valid.
-func New(cfg Config) extensions.Extension {
-	l := &limiter{table: NewTable(cfg.TableSize), policies: cfg.policies(), superuser: cfg.SuperuserFactor}
+// KnownDevice reports whether the request comes from a device that has signed in to the account before. It must take as
+// long for accounts that do not exist.
+type KnownDevice func(e *core.RequestEvent, account string) bool
+
+// New returns the extension. cfg must be valid. known may be nil: no device is known then.
+func New(cfg Config, known KnownDevice) extensions.Extension {
+	l := &limiter{table: gcra.NewTable(cfg.TableSize), policies: cfg.policies(), superuser: cfg.SuperuserFactor, known: known}
 	return extensions.Extension{
 		Name:     "ratelimit",
 		Settings: cfg,
@@ -86,16 +91,4 @@ func (l *limiter) check(context.Context, *extensions.Host) extensions.Result {
 		Message: fmt.Sprintf("address %s, user %s, session %s, sign-in %s by address and account, refresh %s, superusers %d-fold; table %.1f MiB",
 			l.ip, l.user, l.session, l.auth, l.refresh, l.superuser, float64(l.table.Bytes())/(1<<20)),
 	}
-}
-
-// String is the quota as a person reads it: "300 per 1m (60 at once)".
-func (p Policy) String() string {
-	window := p.Window.String()
-	if p.Window%time.Minute == 0 {
-		window = fmt.Sprintf("%dm", p.Window/time.Minute)
-	}
-	if p.burst() < p.Limit {
-		return fmt.Sprintf("%d per %s (%d at once)", p.Limit, window, p.burst())
-	}
-	return fmt.Sprintf("%d per %s", p.Limit, window)
 }

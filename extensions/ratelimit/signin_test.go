@@ -3,10 +3,15 @@ package ratelimit
 import (
 	"fmt"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 
+	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
+	"github.com/satchelbase/satchel/extensions/settings"
 )
 
 func signInAs(identity string) apptest.Request {
@@ -123,6 +128,29 @@ func TestSignInQuotaByAccount(t *testing.T) {
 			allowed(t, app, 1, from("192.0.2.3", c.another))
 		})
 	}
+}
+
+// The quota of an account holds strangers back, never a device that the account knows; its address still counts.
+func TestKnownDeviceIsNotLockedOut(t *testing.T) {
+	cfg := settings.Defaults[Config]()
+	cfg.Auth = 2
+	known := func(e *core.RequestEvent, account string) bool {
+		return account == "Ann@example.test" && e.Request.Header.Get("X-Device-Id") == "phone"
+	}
+	conventions := settings.Defaults[api.Config]()
+	conventions.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
+	app := apptest.New(t, api.New(conventions), New(cfg, known))
+	as := func(identity, device string) apptest.Request {
+		r := signInAs(identity)
+		r.Header = map[string]string{"X-Device-Id": device}
+		return r
+	}
+	allowed(t, app, 1, from("192.0.2.1", as("ann@example.test", "")))
+	allowed(t, app, 1, from("192.0.2.2", as("ann@example.test", "")))
+	refused(t, app, from("192.0.2.3", as("Ann@example.test", "")), "account")
+	refused(t, app, from("192.0.2.3", as("Ann@example.test", "another")), "account")
+	allowed(t, app, 2, from("192.0.2.4", as("Ann@example.test", "phone")))
+	refused(t, app, from("192.0.2.4", as("Ann@example.test", "phone")), "auth")
 }
 
 func TestEmailChangeCountsForItsUser(t *testing.T) {

@@ -222,3 +222,82 @@ func TestCloseRealtimeEndsStreams(t *testing.T) {
 		t.Fatalf("the stream did not end: %v, %d clients", err, app.SubscriptionsBroker().TotalClients())
 	}
 }
+
+// The errors by which the guard tells why a request failed.
+func TestReasonsOfFailures(t *testing.T) {
+	app := open(t, core.BaseAppConfig{})
+	users, err := app.FindCollectionByNameOrId("users")
+	if err != nil {
+		t.Fatal(err)
+	}
+	users.OTP.Enabled = true
+	users.Fields.Add(&core.TextField{Name: "handle", Max: 5})
+	users.AddIndex("idx_handle", true, "handle", "handle != ''")
+	if err := app.Save(users); err != nil {
+		t.Fatal(err)
+	}
+	ann := core.NewRecord(users)
+	ann.SetEmail("ann@example.test")
+	ann.SetPassword("long enough")
+	ann.Set("handle", "ann")
+	bob := core.NewRecord(users)
+	bob.SetEmail("bob@example.test")
+	bob.SetPassword("long enough")
+	otp := core.NewOTP(app)
+	otp.SetCollectionRef(users.Id)
+	otp.SetPassword("12345678")
+	for _, save := range []func() error{
+		func() error { return app.Save(ann) }, func() error { return app.Save(bob) },
+		func() error { otp.SetRecordRef(ann.Id); return app.Save(otp) },
+	} {
+		if err := save(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	token, err := bob.NewAuthToken()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failure error
+	app.OnServe().BindFunc(func(e *core.ServeEvent) error {
+		e.Router.BindFunc(func(e *core.RequestEvent) error {
+			failure = e.Next()
+			return failure
+		})
+		return e.Next()
+	})
+	h := serve(t, app)
+	fails := func(action, body string) error {
+		t.Helper()
+		failure = nil
+		r := httptest.NewRequest(http.MethodPost, "/api/collections/users/"+action, strings.NewReader(body))
+		r.Header.Set("Content-Type", "application/json")
+		r.Header.Set("Authorization", token)
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		if w.Code != http.StatusBadRequest || failure == nil {
+			t.Fatalf("%s: status %d, %v", action, w.Code, failure)
+		}
+		return failure
+	}
+	if !pb.OTPCompared(fails("auth-with-otp", `{"otpId":"`+otp.Id+`","password":"1"}`)) {
+		t.Error("a compared code is taken for one that was not")
+	}
+	if pb.OTPCompared(fails("auth-with-otp", `{"otpId":"nothing","password":"1"}`)) {
+		t.Error("a code that does not exist is taken for a compared one")
+	}
+	sheet := `{"password":"long enough","passwordConfirm":"long enough",`
+	for body, want := range map[string][]string{
+		`"email":"ann@example.test"}`: {"email"}, `"email":"x@example.test","handle":"ann"}`: {"handle"},
+		`"email":"ann@example.test","handle":"longer"}`: nil, `"email":"no mail"}`: nil,
+	} {
+		if got := pb.NotUnique(fails("records", sheet+body)); !slices.Equal(got, want) {
+			t.Errorf("%s: %q, want %q", body, got, want)
+		}
+	}
+	for email, want := range map[string]bool{"ann@example.test": true, "bob@example.test": false, "no mail": false} {
+		if got := pb.NewEmailTaken(fails("request-email-change", `{"newEmail":"`+email+`"}`)); got != want {
+			t.Errorf("change to %s: taken is %v, want %v", email, got, want)
+		}
+	}
+}

@@ -1,4 +1,4 @@
-package ratelimit
+package gcra
 
 import (
 	"encoding/binary"
@@ -17,7 +17,7 @@ func (c *clock) read() time.Duration { return c.now }
 
 func newTestTable(slots int) (*Table, *clock) {
 	c := &clock{now: time.Hour}
-	return newTable(slots, c.read), c
+	return NewTableWithClock(slots, c.read), c
 }
 
 func numbered(n int) []byte {
@@ -74,7 +74,7 @@ func TestTakeMatchesExactModel(t *testing.T) {
 			}
 			peeked := table.Peek(numbered(key), policy, cost)
 			got := table.Take(numbered(key), policy, cost)
-			want := model.take(clock.now, policy.Window/time.Duration(policy.Limit), policy.Limit, policy.burst(), cost)
+			want := model.take(clock.now, policy.Window/time.Duration(policy.Limit), policy.Limit, policy.AtOnce(), cost)
 			if got != want {
 				t.Fatalf("seed %d step %d: %s cost %d: got %+v, want %+v", seed, step, policy.Name, cost, got, want)
 			}

@@ -1,6 +1,8 @@
-package ratelimit
+// Package gcra counts what keys have used of their quotas, in memory of a fixed size.
+package gcra
 
 import (
+	"fmt"
 	"hash/maphash"
 	"math"
 	"math/bits"
@@ -21,11 +23,24 @@ type Policy struct {
 	Burst  int
 }
 
-func (p Policy) burst() int {
+// AtOnce is how much may come at once.
+func (p Policy) AtOnce() int {
 	if p.Burst <= 0 || p.Burst > p.Limit {
 		return p.Limit
 	}
 	return p.Burst
+}
+
+// String is the quota as a person reads it: "300 per 1m (60 at once)".
+func (p Policy) String() string {
+	window := p.Window.String()
+	if p.Window%time.Minute == 0 {
+		window = fmt.Sprintf("%dm", p.Window/time.Minute)
+	}
+	if p.AtOnce() < p.Limit {
+		return fmt.Sprintf("%d per %s (%d at once)", p.Limit, window, p.AtOnce())
+	}
+	return fmt.Sprintf("%d per %s", p.Limit, window)
 }
 
 // unit is the time in which one unit of cost grows back.
@@ -33,9 +48,9 @@ func (p Policy) unit() time.Duration {
 	return max(p.Window/time.Duration(p.Limit), 1)
 }
 
-// times is the same quota, enlarged.
-func (p Policy) times(factor int) Policy {
-	p.Burst = p.burst() * factor
+// Times is the same quota, enlarged.
+func (p Policy) Times(factor int) Policy {
+	p.Burst = p.AtOnce() * factor
 	p.Limit *= factor
 	return p
 }
@@ -81,11 +96,11 @@ const spanBits = 16
 // NewTable returns a table for that many keys, rounded up to a power of two.
 func NewTable(slots int) *Table {
 	start := time.Now()
-	return newTable(slots, func() time.Duration { return time.Since(start) })
+	return NewTableWithClock(slots, func() time.Duration { return time.Since(start) })
 }
 
-// newTable takes the clock: the time since any fixed moment that is not in the future.
-func newTable(slots int, now func() time.Duration) *Table {
+// NewTableWithClock takes the clock: the time since any fixed moment that is not in the future.
+func NewTableWithClock(slots int, now func() time.Duration) *Table {
 	n := uint64(1) << bits.Len(uint(max(slots-1, 0)/ways))
 	return &Table{seed: maphash.MakeSeed(), mask: n - 1, sets: make([]set, n), now: now}
 }
@@ -103,7 +118,7 @@ func (t *Table) Peek(key []byte, p Policy, cost int) Decision {
 
 // Give returns units that were taken.
 func (t *Table) Give(key []byte, p Policy, cost int) {
-	span := p.unit() * time.Duration(p.burst())
+	span := p.unit() * time.Duration(p.AtOnce())
 	hash := t.hash(key, p.Name, span)
 	s := t.set(hash)
 	s.mu.Lock()
@@ -114,7 +129,7 @@ func (t *Table) Give(key []byte, p Policy, cost int) {
 }
 
 func (t *Table) decide(key []byte, p Policy, cost int, charge bool) Decision {
-	unit, burst := p.unit(), p.burst()
+	unit, burst := p.unit(), p.AtOnce()
 	span := unit * time.Duration(burst)
 	cost = max(cost, 0)
 	hash := t.hash(key, p.Name, span)
