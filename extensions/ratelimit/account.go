@@ -27,6 +27,18 @@ func accountOf(e *core.RequestEvent, field string) (account string, key []byte) 
 	return account, []byte("account\x00" + collection + "\x00" + strings.ToLower(strings.TrimSpace(account)))
 }
 
+// tokenSession is the session that a refresh token in the body names, "rt1.<session>.<generation>.<mac>".
+func tokenSession(e *core.RequestEvent, field string) string {
+	head, whole := peekBody(e.Request, maxSignInBody)
+	if field == "" || !whole {
+		return ""
+	}
+	if parts := strings.Split(bodyField(e.Request, head, field), "."); len(parts) == 4 {
+		return parts[1]
+	}
+	return ""
+}
+
 // peekBody returns up to limit bytes of the body and whether that is all of it. Handlers read the body from its start
 // afterwards. [router.RereadableReadCloser.Reread] cannot do that here: after a partial read it drops the rest.
 func peekBody(r *http.Request, limit int64) (head []byte, whole bool) {

@@ -321,6 +321,19 @@ func TestRefreshQuota(t *testing.T) {
 		refused(t, app, from("192.0.2.1", post("/api/v1/auth/token", "", "")), "refresh")
 		allowed(t, app, 2, from("192.0.2.2", post("/api/v1/auth/refresh", "", "")))
 	})
+	// Phones behind one address do not share a quota, and nobody uses up that of a session elsewhere.
+	t.Run("by the session of the refresh token", func(t *testing.T) {
+		app := start(t, few)
+		with := func(path, body, contentType string) apptest.Request {
+			return apptest.Request{Method: http.MethodPost, Path: path, Body: body, Header: map[string]string{"Content-Type": contentType}}
+		}
+		first := with("/api/v1/auth/refresh", `{"refreshToken":"rt1.first.1.mac"}`, "application/json")
+		allowed(t, app, 1, from("192.0.2.1", first))
+		allowed(t, app, 1, from("192.0.2.1", with("/api/v1/auth/token", "refresh_token=rt1.first.2.mac", "application/x-www-form-urlencoded")))
+		refused(t, app, from("192.0.2.1", first), "refresh")
+		allowed(t, app, 2, from("192.0.2.1", with("/api/v1/auth/refresh", `{"refreshToken":"rt1.second.1.mac"}`, "application/json")))
+		allowed(t, app, 2, from("192.0.2.2", first))
+	})
 }
 
 func TestSuperuserQuota(t *testing.T) {

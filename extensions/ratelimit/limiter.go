@@ -100,7 +100,7 @@ func (l *limiter) charges(e *core.RequestEvent, r route) []charge {
 			charges = l.byAccount(charges, e, r.account)
 		}
 	case refresh:
-		charges = l.byHolder(charges, e)
+		charges = l.byHolder(charges, e, r.account)
 	case outside, general, batch:
 	}
 	return l.byIdentity(charges, e, r.cost(e.Request))
@@ -138,13 +138,18 @@ func (l *limiter) byIdentity(charges []charge, e *core.RequestEvent, cost int) [
 	return charges
 }
 
-// byHolder charges a token refresh to the session, or whoever else is known to ask.
-func (l *limiter) byHolder(charges []charge, e *core.RequestEvent) []charge {
+// byHolder charges a token refresh to the session, or whoever else is known to ask. A refresh token is not verified here,
+// so its session counts for each address apart: nobody uses up the quota of somebody else's phone, and phones behind one
+// address do not share a quota.
+func (l *limiter) byHolder(charges []charge, e *core.RequestEvent, field string) []charge {
 	if id, _ := e.Get(sessionKey).(string); id != "" {
 		return append(charges, charge{l.scaled(e, l.refresh), []byte("session\x00" + id), 1})
 	}
 	if e.Auth != nil {
 		return append(charges, charge{l.scaled(e, l.refresh), userKey(e.Auth), 1})
+	}
+	if id := tokenSession(e, field); id != "" {
+		return append(charges, charge{l.refresh, []byte("refresh\x00" + id + "\x00" + e.RemoteIP()), 1})
 	}
 	return byAddress(charges, e, l.refresh, 1)
 }

@@ -29,7 +29,7 @@ const (
 type route struct {
 	class   class
 	path    string
-	account string // the member of the body that names the account; empty when there is none
+	account string // the member of the body that names the account or the session; empty when there is none
 }
 
 func routeOf(r *http.Request) route {
@@ -55,9 +55,11 @@ func postClass(path string) (class, string) {
 	switch path {
 	case "/api/batch":
 		return batch, ""
-	case "/api/v1/auth/refresh", "/api/v1/auth/token":
-		return refresh, ""
-	case "/api/v1/auth/exchange", "/api/v1/auth/anonymous", "/api/auth/sync":
+	case "/api/v1/auth/refresh":
+		return refresh, "refreshToken"
+	case "/api/v1/auth/token":
+		return refresh, "refresh_token"
+	case "/api/v1/auth/reauthenticate", "/api/v1/auth/exchange", "/api/v1/auth/anonymous", "/api/auth/sync":
 		return signIn, ""
 	}
 	switch action, _ := strings.CutPrefix(path, "/api/collections/{collection}/"); action {
