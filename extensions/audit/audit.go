@@ -55,8 +55,11 @@ type Entry struct {
 // Party is somebody or something that acts or is acted on. Collection and ID may be empty.
 type Party struct{ Kind, Collection, ID string }
 
-// sessionKey is where the middleware of access tokens leaves the id of the session.
-const sessionKey = "satchelSession"
+// Where the verifier of tokens leaves the id of the session, and the party that acts for the user who is signed in.
+const (
+	sessionKey = "satchelSession"
+	ActorKey   = "satchelActor"
+)
 
 // timeLayout is RFC 3339 in UTC with a fixed width, so that times sort as text.
 const timeLayout = "2006-01-02T15:04:05.000Z"
@@ -129,6 +132,9 @@ func (e Entry) check() error {
 func From(e *core.RequestEvent) Entry {
 	out := Entry{Actor: PartyOf(e.Auth), Request: api.RequestOf(e.Request.Context()).ID, Address: Prefix(e.RealIP())}
 	out.Session, _ = e.Get(sessionKey).(string)
+	if actor, ok := e.Get(ActorKey).(Party); ok && e.Auth != nil {
+		out.Actor, out.ActAs = actor, e.Auth.Id
+	}
 	return out
 }
 

@@ -126,7 +126,7 @@ func (s *Sessions) revokeCommand() *cobra.Command {
 	c.RunE = func(cmd *cobra.Command, args []string) error {
 		record, err := s.app.FindAuthRecordByEmail(*collection, args[0])
 		if err != nil {
-			return cli.Fail(cli.ExitError, "no session was ended", "there is no such user in "+*collection, "")
+			return cli.Fail(cli.ExitError, "no session was ended", "there is no such user in "+*collection, "check the address, or name another collection with --collection")
 		}
 		if err := s.EndAll(s.app, record, reasonRevoked); err != nil {
 			return err

@@ -244,7 +244,17 @@ func TestImpersonation(t *testing.T) {
 		t.Errorf("act %v", act)
 	}
 	f.works(t, "acting", got.Data.AccessToken, "")
-	if f.audited(t, "sessions.impersonated") != 1 {
+	if r := f.Do(t, apptest.Request{Method: http.MethodPost, Path: "/api/v1/auth/logout", Token: got.Data.AccessToken}); r.Status != http.StatusNoContent {
+		t.Errorf("the admin ends it: %d", r.Status)
+	}
+	if n := f.count(t, "SELECT count(*) FROM audit_entries WHERE action = 'sessions.ended' AND actor_id = '"+admin.Id+"' AND act_as = '"+user.Id+"'"); n != 1 {
+		t.Errorf("%d entries name the admin who acted", n)
+	}
+	r = begin(map[string]any{"user": user.Id, "reason": "ticket 7"})
+	if err := json.Unmarshal(r.Body, &got); err != nil {
+		t.Fatal(err)
+	}
+	if f.audited(t, "sessions.impersonated") != 2 {
 		t.Error("not audited")
 	}
 	for name, request := range map[string]apptest.Request{

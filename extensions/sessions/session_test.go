@@ -355,6 +355,9 @@ func TestSecondFactor(t *testing.T) {
 		t.Fatalf("second step: %d %s", r.Status, r.Body)
 	}
 	f.works(t, "second step", grantOf(t, r).AccessToken, "")
+	if amr, _ := json.Marshal(claims(t, grantOf(t, r).AccessToken)["amr"]); string(amr) != `["password","otp"]` {
+		t.Errorf("amr %s", amr)
+	}
 
 	// The same for a method of our own: the demand for a second factor is answered as it is.
 	r = f.Do(t, apptest.Request{Method: http.MethodPost, Path: "/api/v1/sensitive/signin"})

@@ -14,6 +14,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/authcache"
 	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/sessions/signing"
@@ -129,6 +130,9 @@ func verified(record *core.Record, c *Credential, l *login.Login) authcache.Veri
 		e.Set(credentialKey, c)
 		if c.SessionID != "" {
 			e.Set(sessionIDKey, c.SessionID)
+		}
+		if c.Actor != nil {
+			e.Set(audit.ActorKey, audit.Party{Kind: audit.Superuser, Collection: core.CollectionNameSuperusers, ID: c.Actor.Subject})
 		}
 	}
 	return v
