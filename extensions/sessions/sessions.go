@@ -76,6 +76,8 @@ func obtainsCredential(r *http.Request) bool {
 	switch path {
 	case api.Prefix + "/auth/refresh", api.Prefix + "/auth/token", api.Prefix + "/auth/exchange", api.Prefix + "/auth/anonymous":
 		return true
+	case api.Prefix + "/auth/totp/verify", api.Prefix + "/auth/passkeys/options/sign-in", api.Prefix + "/auth/passkeys/sign-in":
+		return true
 	}
 	if strings.HasPrefix(path, api.Prefix+"/health") {
 		return true
