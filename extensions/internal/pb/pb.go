@@ -2,7 +2,13 @@
 // so that an upgrade that breaks a promise breaks this package and no other.
 package pb
 
-import "github.com/pocketbase/pocketbase/core"
+import (
+	"database/sql"
+	"errors"
+	"fmt"
+
+	"github.com/pocketbase/pocketbase/core"
+)
 
 // CloseRealtime ends every stream of PocketBase's realtime API. A closed channel makes the handler of the stream return.
 func CloseRealtime(app core.App) {
@@ -10,4 +16,36 @@ func CloseRealtime(app core.App) {
 	for id := range broker.Clients() {
 		broker.Unregister(id)
 	}
+}
+
+// SatisfyMFA makes the next apis.RecordAuthResponse of this request pass PocketBase's multi-factor step, for a method
+// that is two factors by itself: factor is the name of the second one. PocketBase looks for the record of the first step
+// under the request's mfaId, and deletes it. forget, which must be called after the answer, deletes it if PocketBase
+// had no use for it. In a collection without MFA nothing is done.
+func SatisfyMFA(e *core.RequestEvent, record *core.Record, factor string) (forget func() error, err error) {
+	if !record.Collection().MFA.Enabled {
+		return func() error { return nil }, nil
+	}
+	mfa := core.NewMFA(e.App)
+	mfa.SetCollectionRef(record.Collection().Id)
+	mfa.SetRecordRef(record.Id)
+	mfa.SetMethod(factor)
+	if err := e.App.Save(mfa); err != nil {
+		return nil, fmt.Errorf("store first step: %w", err)
+	}
+	query := e.Request.URL.Query()
+	query.Set("mfaId", mfa.Id)
+	address := *e.Request.URL
+	address.RawQuery = query.Encode()
+	e.Request.URL = &address
+	return func() error {
+		left, err := e.App.FindMFAById(mfa.Id)
+		if errors.Is(err, sql.ErrNoRows) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("find first step: %w", err)
+		}
+		return e.App.Delete(left)
+	}, nil
 }
