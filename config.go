@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/satchelbase/satchel/extensions/api"
@@ -12,6 +13,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/metrics"
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
+	"github.com/satchelbase/satchel/extensions/secrets"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
 )
@@ -23,14 +25,25 @@ type general struct {
 	HTTP      string        `env:"HTTP" default:"127.0.0.1:8090" help:"address of the HTTP server; serve --http wins"`
 	PublicURL string        `env:"PUBLIC_URL" default:"" help:"where apps reach the server, such as https://api.example.com"`
 	Queries   time.Duration `env:"QUERY_TIMEOUT" default:"30s" help:"longest time for one SQL query"`
+
+	MasterKey         secrets.Key `env:"MASTER_KEY" secret:"true" help:"seals what a copy of the database must not reveal: 32 bytes in base64 or hexadecimal"`
+	MasterKeyPrevious secrets.Key `env:"MASTER_KEY_PREVIOUS" secret:"true" help:"the master key before the present one, for satchel secrets rewrap"`
 }
 
-// Validate refuses an unknown mode: a typing mistake must not switch the safeguards of production off.
+// Validate refuses an unknown mode: a typing mistake must not switch the safeguards of production off. It refuses what
+// cannot be a master key as well.
 func (g general) Validate() error {
+	var problems []error
 	if g.Mode != "development" && g.Mode != "production" {
-		return errors.New("MODE: must be development or production")
+		problems = append(problems, errors.New("MODE: must be development or production"))
 	}
-	return nil
+	if err := g.MasterKey.Check(); err != nil {
+		problems = append(problems, fmt.Errorf("MASTER_KEY: %w", err))
+	}
+	if err := g.MasterKeyPrevious.Check(); err != nil {
+		problems = append(problems, fmt.Errorf("MASTER_KEY_PREVIOUS: %w", err))
+	}
+	return errors.Join(problems...)
 }
 
 func (g general) production() bool { return g.Mode == "production" }
@@ -44,6 +57,7 @@ type config struct {
 	logs      logs.Config
 	ratelimit ratelimit.Config
 	records   records.Config
+	secrets   secrets.Config
 	health    health.Config
 	memory    memory.Config
 	metrics   metrics.Config
@@ -51,9 +65,11 @@ type config struct {
 }
 
 func read(s *settings.Settings) config {
+	g := settings.Section[general](s, "")
 	return config{
 		settings:  s,
-		general:   settings.Section[general](s, ""),
+		general:   g,
+		secrets:   secrets.Config{MasterKey: g.MasterKey, MasterKeyFile: s.SecretFile("SATCHEL_MASTER_KEY"), Previous: g.MasterKeyPrevious},
 		api:       settings.Section[api.Config](s, "api"),
 		authcache: settings.Section[authcache.Config](s, "authcache"),
 		logs:      settings.Section[logs.Config](s, "logs"),

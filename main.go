@@ -26,6 +26,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
 	"github.com/satchelbase/satchel/extensions/rules"
+	"github.com/satchelbase/satchel/extensions/secrets"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
@@ -42,6 +43,7 @@ var version = "dev"
 // features lists what this program can do. The order is that of start-up; the first is outermost around a request.
 func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) []extensions.Extension {
 	var list []extensions.Extension
+	vault := secrets.NewVault()
 	all := func() []extensions.Extension { return list }
 	list = []extensions.Extension{
 		api.New(cfg.api),
@@ -49,6 +51,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) []extensio
 		memory.New(cfg.memory),
 		metrics.New(cfg.metrics, len(cfg.api.TrustedProxies) > 0, all),
 		store.New(db),
+		secrets.New(cfg.secrets, vault),
 		ratelimit.New(cfg.ratelimit),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, nil)),
 		sessions.New(),
@@ -64,7 +67,9 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) []extensio
 			if err != nil {
 				return nil, err
 			}
-			_, _, err = install(cfg, pb, app, db)
+			copied := cfg
+			copied.secrets = cfg.secrets.Sandbox(pb.DataDir())
+			_, _, err = install(copied, pb, app, db)
 			return app, err
 		}),
 		deploy.New(),

@@ -1,11 +1,12 @@
 // Package authcache remembers tokens that PocketBase has verified, so that the signature and the user behind a token are
-// not looked up again for every request. It decides nothing itself: what it hands out is what
-// [core.App.FindAuthRecordByToken] returned for the same token, for as long as that function would return the same again.
+// not looked up again for every request. It decides nothing itself: what it hands out is what its [Verifier] returned for
+// the same token, for as long as the verifier would return the same again.
 //
 // A remembered token counts only while all of this holds:
 //
-//   - the version of the user's table is the one read before the lookup, so any committed write to the table, made in
-//     any way (records, raw SQL, the SQL console, another process), makes the next request look again;
+//   - the versions of the tables that the verifier reads, the user's above all, are the ones from before it read them, so
+//     any committed write to them, made in any way (records, raw SQL, the SQL console, another process), makes the next
+//     request look again;
 //   - PocketBase still uses the very collection that the lookup used: a change of its rules, fields or secrets, its
 //     deletion, and a restart on restored files all load the collections anew;
 //   - the token has not expired, and it was verified no longer than [Lifetime] ago;
@@ -61,9 +62,6 @@ func New(cfg Config, cache *Cache) extensions.Extension {
 			{Name: "satchel_authcache_tokens_count", Help: "Tokens that are remembered.", Read: func() float64 { return float64(cache.Len()) }},
 		},
 	}
-	if cfg.Size == 0 {
-		return x
-	}
 	// The id is PocketBase's: this middleware takes the place of its own, so that a failed token is not verified twice
 	// and a route that unbinds the loading of tokens still does without.
 	x.Middlewares = []*hook.Handler[*core.RequestEvent]{{
@@ -85,11 +83,8 @@ func (c *Cache) load(e *core.RequestEvent) error {
 	if token == "" {
 		return e.Next()
 	}
-	record, err := c.find(e.App, token)
-	if err != nil {
+	if err := c.find(e, token); err != nil {
 		e.App.Logger().Debug("the token was not accepted", "error", err)
-	} else {
-		e.Auth = record
 	}
 	return e.Next()
 }

@@ -396,7 +396,7 @@ func TestSameAsStock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ours, err := f.cache.find(f.App.App, token)
+	ours, err := f.cache.found(f.App.App, token)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -21,10 +21,36 @@ const maxToken = 1024
 // digest stands for a token: a dump of the memory shows no token that could be used.
 type digest [sha256.Size]byte
 
+// Verified is what a token turned out to stand for.
+type Verified struct {
+	Record *core.Record
+
+	// Key is what [Cache.Revoke] drops the token by; an empty key means none.
+	Key string
+
+	// Until ends the verification, as the expiry of a token does; the zero time leaves that to [Lifetime].
+	Until time.Time
+
+	// Present tells the request who has signed in how, for a fresh verification and for a remembered one; nil tells
+	// nothing. It must not keep the event.
+	Present func(e *core.RequestEvent)
+}
+
+// Verifier verifies a token. Before it reads anything from a table, it must call watch with the table's name: a later
+// write to the table ends the verification. Its errors are for the log; what a client should be told, it may leave on
+// the event.
+type Verifier func(e *core.RequestEvent, token string, watch func(table string)) (Verified, error)
+
+// watched is a table that a verification has read, in the state before it did.
+type watched struct {
+	table   string
+	version uint64
+}
+
 // Cache holds verified tokens. It is safe for concurrent use.
 type Cache struct {
 	version func(table string) uint64
-	keyOf   func(claims map[string]any) string
+	ask     Verifier
 
 	hits, misses atomic.Uint64
 
@@ -47,45 +73,88 @@ type entry struct {
 	key      string
 	record   *core.Record // never handed out and never changed
 	mutable  []mutable    // values of the record that a handler could change in place
-	table    uint64       // version of the record's table, read before the lookup
-	from, to int64        // Unix nanoseconds between which the verification counts
+	watched  []watched
+	present  func(e *core.RequestEvent)
+	from, to int64 // Unix nanoseconds between which the verification counts
 	slot     int
 	used     atomic.Bool
 }
 
 // NewCache returns an empty cache. version must return another value after any committed write to the table than before
-// it, from the moment at which the write returns. keyOf names, from the verified claims of a token, the key by which
-// [Cache.Revoke] drops it; an empty key, or a nil keyOf, means none.
-func NewCache(cfg Config, version func(table string) uint64, keyOf func(claims map[string]any) string) *Cache {
+// it, from the moment at which the write returns. verify decides about tokens; nil is [Stock]. A cache of size 0
+// remembers nothing.
+func NewCache(cfg Config, version func(table string) uint64, verify Verifier) *Cache {
+	if verify == nil {
+		verify = Stock
+	}
 	return &Cache{
-		version: version, keyOf: keyOf,
+		version: version, ask: verify,
 		entries: map[digest]*entry{}, keys: map[string]map[*entry]struct{}{},
 		ring: make([]*entry, 0, cfg.Size),
 	}
 }
 
-// find returns the user of a token: a record that belongs to the caller.
-func (c *Cache) find(app core.App, token string) (*core.Record, error) {
-	if len(token) > maxToken {
-		return app.FindAuthRecordByToken(token, core.TokenTypeAuth)
+// Stock verifies PocketBase's own tokens.
+func Stock(e *core.RequestEvent, token string, watch func(table string)) (Verified, error) {
+	// The claims are not to be trusted until PocketBase has verified them; until then they only say which table to watch.
+	claims, err := security.ParseUnverifiedJWT(token)
+	if err != nil {
+		return Verified{}, fmt.Errorf("read claims: %w", err)
+	}
+	id, _ := claims[core.TokenClaimCollectionId].(string)
+	collection, err := e.App.FindCachedCollectionByNameOrId(id)
+	if err != nil {
+		return Verified{}, fmt.Errorf("find collection of token: %w", err)
+	}
+	watch(collection.Name)
+	record, err := e.App.FindAuthRecordByToken(token, core.TokenTypeAuth)
+	if err != nil {
+		return Verified{}, fmt.Errorf("verify token: %w", err)
+	}
+	// PocketBase has just read the same claim, and takes a token without one as good for ever.
+	v := Verified{Record: record}
+	if exp, _ := claims.GetExpirationTime(); exp != nil {
+		v.Until = exp.Time
+	}
+	return v, nil
+}
+
+// find sets the user of a token: a record that belongs to the caller.
+func (c *Cache) find(e *core.RequestEvent, token string) error {
+	if len(token) > maxToken || cap(c.ring) == 0 {
+		v, err := c.ask(e, token, func(string) {})
+		if err != nil {
+			return err
+		}
+		sign(e, v.Record, v.Present)
+		return nil
 	}
 	var buf [maxToken]byte // keeps the copy off the heap
 	d := digest(sha256.Sum256(buf[:copy(buf[:], token)]))
 	c.mu.RLock()
 	x := c.entries[d]
 	c.mu.RUnlock()
-	if x != nil && c.current(app, x, time.Now()) {
+	if x != nil && c.current(e.App, x, time.Now()) {
 		if !x.used.Load() { // an unchanged flag is not written, so that cores do not fight over its cache line
 			x.used.Store(true)
 		}
 		c.hits.Add(1)
-		return x.clone(), nil
+		sign(e, x.clone(), x.present)
+		return nil
 	}
 	c.misses.Add(1)
 	if x != nil {
 		c.remove(x)
 	}
-	return c.verify(app, token, d)
+	return c.verify(e, token, d)
+}
+
+// sign puts the user into the request.
+func sign(e *core.RequestEvent, record *core.Record, present func(e *core.RequestEvent)) {
+	e.Auth = record
+	if present != nil {
+		present(e)
+	}
 }
 
 // current reports whether verifying the token again would give the same answer.
@@ -95,46 +164,45 @@ func (c *Cache) current(app core.App, x *entry, now time.Time) bool {
 	}
 	collection := x.record.Collection()
 	cached, err := app.FindCachedCollectionByNameOrId(collection.Id)
-	return err == nil && cached == collection && c.version(collection.Name) == x.table
+	if err != nil || cached != collection {
+		return false
+	}
+	for _, w := range x.watched {
+		if c.version(w.table) != w.version {
+			return false
+		}
+	}
+	return true
 }
 
-// verify asks PocketBase and remembers a good answer. What the answer depends on is read before it: a write that commits
+// verify asks the verifier and remembers a good answer. What the answer depends on is read before it: a write that commits
 // meanwhile leaves an entry that is out of date already.
-func (c *Cache) verify(app core.App, token string, d digest) (*core.Record, error) {
+func (c *Cache) verify(e *core.RequestEvent, token string, d digest) error {
 	x := &entry{digest: d, from: time.Now().UnixNano()}
 	x.to = x.from + int64(Lifetime)
 	c.mu.RLock()
 	revoked := c.revoked
 	c.mu.RUnlock()
-	// The claims are not to be trusted until PocketBase has verified them; until then they only say which table to watch.
-	claims, err := security.ParseUnverifiedJWT(token)
+	v, err := c.ask(e, token, func(table string) {
+		x.watched = append(x.watched, watched{table, c.version(table)})
+	})
 	if err != nil {
-		return nil, fmt.Errorf("read claims: %w", err)
+		return err
 	}
-	id, _ := claims[core.TokenClaimCollectionId].(string)
-	collection, err := app.FindCachedCollectionByNameOrId(id)
-	if err != nil {
-		return nil, fmt.Errorf("find collection of token: %w", err)
+	// A collection that was changed meanwhile, or a value that cannot be copied: accepted, but not remembered.
+	cached, err := e.App.FindCachedCollectionByNameOrId(v.Record.Collection().Id)
+	mutable, ok := mutableValues(v.Record)
+	if err != nil || cached != v.Record.Collection() || !ok {
+		sign(e, v.Record, v.Present)
+		return nil
 	}
-	x.table = c.version(collection.Name)
-	record, err := app.FindAuthRecordByToken(token, core.TokenTypeAuth)
-	if err != nil {
-		return nil, fmt.Errorf("verify token: %w", err)
+	if !v.Until.IsZero() {
+		x.to = min(x.to, v.Until.UnixNano())
 	}
-	mutable, ok := mutableValues(record)
-	if !ok || record.Collection() != collection {
-		return record, nil // accepted, but not remembered
-	}
-	// PocketBase has just read the same claim, and takes a token without one as good for ever.
-	if exp, _ := claims.GetExpirationTime(); exp != nil {
-		x.to = min(x.to, exp.UnixNano())
-	}
-	if c.keyOf != nil {
-		x.key = c.keyOf(claims)
-	}
-	x.record, x.mutable = record, mutable
+	x.key, x.present, x.record, x.mutable = v.Key, v.Present, v.Record, mutable
 	c.add(x, revoked)
-	return x.clone(), nil
+	sign(e, x.clone(), x.present)
+	return nil
 }
 
 // add keeps an entry, unless something was revoked since its verification began: that may have been its key.

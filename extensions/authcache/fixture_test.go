@@ -35,12 +35,16 @@ func start(t testing.TB, cfg Config) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.cache = NewCache(cfg, db.TableVersion, func(claims map[string]any) string {
+	f.cache = NewCache(cfg, db.TableVersion, func(e *core.RequestEvent, token string, watch func(table string)) (Verified, error) {
+		v, err := Stock(e, token, watch)
+		if err != nil {
+			return v, err
+		}
 		if f.verified != nil {
 			f.verified()
 		}
-		id, _ := claims[core.TokenClaimId].(string)
-		return id
+		v.Key = v.Record.Id
+		return v, nil
 	})
 	who := extensions.Extension{Name: "who", Routes: func(g *router.RouterGroup[*core.RequestEvent]) {
 		g.GET("", func(e *core.RequestEvent) error {
@@ -64,6 +68,13 @@ func start(t testing.TB, cfg Config) *fixture {
 	}}
 	f.App = apptest.Open(t, db.Connect, api.New(settings.Defaults[api.Config]()), store.New(db), New(cfg, f.cache), who)
 	return f
+}
+
+// found is find without HTTP.
+func (c *Cache) found(app core.App, token string) (*core.Record, error) {
+	e := &core.RequestEvent{App: app}
+	err := c.find(e, token)
+	return e.Auth, err
 }
 
 // who asks the route and returns the fields of the user, nil for a guest.

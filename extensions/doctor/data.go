@@ -8,13 +8,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/internal/readonly"
 )
 
 // The databases of a data folder.
@@ -24,9 +24,6 @@ const (
 )
 
 const restoreHint = "stop the server and restore a backup"
-
-// errUnindexedLog says that a database was copied or cut off in a way that only a writer can mend.
-var errUnindexedLog = errors.New("its write-ahead log has no index; the next start recovers it")
 
 // database reads one SQLite file without changing anything around it. It opens the file anew for each question, since
 // a command asks few.
@@ -47,43 +44,9 @@ func (d database) exists() bool {
 	return !errors.Is(err, fs.ErrNotExist)
 }
 
-// open returns a handle that cannot write and creates no file. Even a reader of a database in WAL mode creates the
-// -wal and -shm files where they are missing, so without them the file is opened as immutable: nobody has it open then.
-// With them, the reader takes part in the locking of a running server, or ignores the index that a crash has left
-// (readonly_shm keeps it from rebuilding it).
-func (d database) open() (*sql.DB, error) {
-	abs, err := filepath.Abs(d.path)
-	if err != nil {
-		return nil, fmt.Errorf("resolve database: %w", err)
-	}
-	options := "mode=ro&_pragma=busy_timeout(5000)&_pragma=query_only(1)"
-	log, logErr := os.Stat(abs + "-wal")
-	_, indexErr := os.Stat(abs + "-shm")
-	switch {
-	case indexErr == nil:
-		options += "&readonly_shm=1"
-	case logErr == nil && log.Size() > 0:
-		return nil, errUnindexedLog
-	default:
-		options += "&immutable=1"
-	}
-	path := filepath.ToSlash(abs)
-	if !strings.HasPrefix(path, "/") { // a drive letter
-		path = "/" + path
-	}
-	uri := url.URL{Scheme: "file", Path: path, RawQuery: options}
-	// PocketBase links the driver.
-	db, err := sql.Open("sqlite", uri.String())
-	if err != nil {
-		return nil, fmt.Errorf("open database: %w", err)
-	}
-	db.SetMaxOpenConns(1)
-	return db, nil
-}
-
 // query calls scan for each row.
 func (d database) query(ctx context.Context, scan func(*sql.Rows) error, query string, args ...any) (err error) {
-	db, err := d.open()
+	db, err := readonly.Open(d.path)
 	if err != nil {
 		return err
 	}
@@ -158,7 +121,7 @@ func (d database) integrityLine(ctx context.Context) Line {
 	found, err := d.strings(ctx, "PRAGMA quick_check(10)")
 	took := time.Since(start).Round(time.Millisecond)
 	switch {
-	case errors.Is(err, errUnindexedLog):
+	case errors.Is(err, readonly.ErrUnindexedLog):
 		return line(name, extensions.Warn, fmt.Sprintf("%s: not checked, %v", file, err), "start the server once")
 	case ctx.Err() != nil:
 		return line(name, extensions.Warn, fmt.Sprintf("%s: not checked to its end in %s", file, took), "")

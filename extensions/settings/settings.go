@@ -95,6 +95,10 @@ func (s *Settings) Renamed(oldName, newName, since string) {
 // Warnings lists what should be changed but works, one line each.
 func (s *Settings) Warnings() []string { return slices.Clone(s.warnings) }
 
+// SecretFile is the path from which the secret with the full name was read, or empty if it was given directly or not at
+// all.
+func (s *Settings) SecretFile(name string) string { return s.values[name+fileSuffix] }
+
 // Section reads SATCHEL_<NAME>_<KEY> for every field of T; the empty name reads SATCHEL_<KEY>. A field with a problem
 // keeps its default. If no field has one and T or *T has a method Validate() error, it is called: every line of its
 // error is a problem, and a line that starts with the env tag of a field and a colon ("KEY: is too short") is reported

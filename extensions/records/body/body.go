@@ -5,9 +5,6 @@ package body
 import (
 	"encoding/json/jsontext"
 	jsonv2 "encoding/json/v2"
-	"errors"
-	"fmt"
-	"io"
 	"net/http"
 	"regexp"
 	"strconv"
@@ -15,7 +12,6 @@ import (
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
-	"github.com/pocketbase/pocketbase/tools/router"
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
@@ -76,11 +72,11 @@ func hasJSON(r *http.Request) bool {
 
 func checkRecord(e *core.RequestEvent) error {
 	collection := cachedCollection(e.App, e.Request.PathValue("collection"))
-	body, err := readBody(e)
+	body, err := api.ReadBody(e)
 	if err != nil {
 		return err
 	}
-	members, err := object(body)
+	members, err := api.Object(body)
 	if err != nil {
 		return err
 	}
@@ -96,11 +92,11 @@ func checkBatch(e *core.RequestEvent) error {
 	if !e.App.Settings().Batch.Enabled {
 		return nil // the handler says so
 	}
-	body, err := readBody(e)
+	body, err := api.ReadBody(e)
 	if err != nil {
 		return err
 	}
-	if _, err := object(body); err != nil {
+	if _, err := api.Object(body); err != nil {
 		return err
 	}
 	var batch struct {
@@ -111,7 +107,7 @@ func checkBatch(e *core.RequestEvent) error {
 		} `json:"requests"`
 	}
 	if err := jsonv2.Unmarshal(body, &batch, jsonv2.MatchCaseInsensitiveNames(true)); err != nil {
-		return malformed(err)
+		return api.Malformed(err)
 	}
 	c := checker{superuser: e.HasSuperuserAuth()}
 	for i, r := range batch.Requests {
@@ -124,7 +120,7 @@ func checkBatch(e *core.RequestEvent) error {
 			continue
 		}
 		prefix := "requests." + strconv.Itoa(i) + ".body"
-		members, err := object(r.Body)
+		members, err := api.Object(r.Body)
 		if err != nil {
 			c.add(prefix, ErrType, "must be an object")
 			continue
@@ -134,49 +130,10 @@ func checkBatch(e *core.RequestEvent) error {
 	return c.problem()
 }
 
-// readBody reads the body, which the outer handler has limited, to its end and rewinds it for the handler.
-func readBody(e *core.RequestEvent) ([]byte, error) {
-	body, err := io.ReadAll(e.Request.Body)
-	if err != nil {
-		var limit *http.MaxBytesError
-		var stock *router.ApiError
-		if errors.As(err, &limit) || errors.As(err, &stock) {
-			return nil, api.Fail(api.ErrBodyTooLarge, "").Because(err)
-		}
-		return nil, api.Fail(api.ErrBodyMalformed, "the body ended early").Because(err)
-	}
-	if r, ok := e.Request.Body.(router.Rereader); ok {
-		r.Reread()
-	}
-	return body, nil
-}
-
-// object parses exactly one JSON object: no duplicate names at any depth, no invalid UTF-8, nothing behind it.
-func object(body []byte) (map[string]jsontext.Value, error) {
-	if jsontext.Value(body).Kind() != '{' {
-		if !jsontext.Value(body).IsValid() {
-			return nil, api.Fail(api.ErrBodyMalformed, "the body is not valid JSON")
-		}
-		return nil, api.Fail(api.ErrBodyMalformed, "the body must be a JSON object")
-	}
-	var members map[string]jsontext.Value
-	if err := jsonv2.Unmarshal(body, &members); err != nil {
-		return nil, malformed(err)
-	}
-	return members, nil
-}
-
 func cachedCollection(app core.App, nameOrID string) *core.Collection {
 	c, err := app.FindCachedCollectionByNameOrId(nameOrID)
 	if err != nil {
 		return nil
 	}
 	return c
-}
-
-func malformed(err error) error {
-	if syntax, ok := errors.AsType[*jsontext.SyntacticError](err); ok {
-		return api.Fail(api.ErrBodyMalformed, fmt.Sprintf("%v at byte %d", syntax.Err, syntax.ByteOffset)).Because(err)
-	}
-	return api.Fail(api.ErrBodyMalformed, "the body does not have the expected form").Because(err)
 }
