@@ -11,11 +11,13 @@ import (
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
 	"github.com/satchelbase/satchel/extensions/metrics"
+	"github.com/satchelbase/satchel/extensions/passkeys"
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
 	"github.com/satchelbase/satchel/extensions/secrets"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
+	"github.com/satchelbase/satchel/extensions/totp"
 )
 
 // general holds the settings that belong to no feature.
@@ -61,7 +63,9 @@ type config struct {
 	health    health.Config
 	memory    memory.Config
 	metrics   metrics.Config
+	passkeys  passkeys.Config
 	store     store.Config
+	totp      totp.Config
 }
 
 func read(s *settings.Settings) config {
@@ -78,6 +82,8 @@ func read(s *settings.Settings) config {
 		health:    settings.Section[health.Config](s, "health"),
 		memory:    settings.Section[memory.Config](s, "memory"),
 		metrics:   settings.Section[metrics.Config](s, "metrics"),
+		passkeys:  settings.Section[passkeys.Config](s, "passkeys"),
 		store:     settings.Section[store.Config](s, "db"),
+		totp:      settings.Section[totp.Config](s, "totp"),
 	}
 }

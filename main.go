@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"github.com/pocketbase/pocketbase"
+	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions"
@@ -22,6 +23,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
 	"github.com/satchelbase/satchel/extensions/metrics"
+	"github.com/satchelbase/satchel/extensions/passkeys"
 	"github.com/satchelbase/satchel/extensions/program"
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
@@ -30,12 +32,22 @@ import (
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
+	"github.com/satchelbase/satchel/extensions/totp"
 	"github.com/satchelbase/satchel/hooks"
 	_ "github.com/satchelbase/satchel/migrations"
 )
 
 //go:embed all:pb_public
 var public embed.FS
+
+// site is the static site that the program brings.
+func site() fs.FS {
+	files, err := fs.Sub(public, "pb_public")
+	if err != nil { // not with a constant that is a valid path
+		panic(err)
+	}
+	return files
+}
 
 // version is set by the build.
 var version = "dev"
@@ -55,6 +67,8 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) []extensio
 		ratelimit.New(cfg.ratelimit),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, nil)),
 		sessions.New(),
+		totp.New(cfg.totp, totp.Deps{Vault: vault, Recent: apis.RequireAuth(), Exempt: []string{passkeys.Method}}),
+		passkeys.New(cfg.passkeys, passkeys.Deps{PublicURL: cfg.general.PublicURL, Recent: apis.RequireAuth(), Public: program.Files(pb, site())}),
 		records.New(cfg.records, db),
 		health.New(cfg.health, all),
 		demo.New(),
@@ -102,17 +116,13 @@ func run(args []string) int {
 		return cli.Report(os.Stderr, cli.Fail(cli.ExitUsage, "the file .env cannot be read", err.Error(), "mend it or move it away"), false)
 	}
 	cfg := read(settings.Load(append(file, os.Environ()...)))
-	site, err := fs.Sub(public, "pb_public")
-	if err != nil {
-		return cli.Report(os.Stderr, err, false)
-	}
 	db, err := store.Open(cfg.store, storeOptions())
 	if err != nil {
 		return cli.Report(os.Stderr, err, false)
 	}
 	info := program.Info{
 		Version: version, DataDir: cfg.general.DataDir, HTTP: cfg.general.HTTP, Queries: cfg.general.Queries,
-		Public: site, DBConnect: db.Connect,
+		Public: site(), DBConnect: db.Connect,
 	}
 	pb := program.New(info, args)
 	h, list, err := install(cfg, pb, pb, db)

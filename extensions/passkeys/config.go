@@ -106,7 +106,9 @@ func checkOrigin(origin string) error {
 	return fmt.Errorf("%q must be https; only localhost may be http", origin)
 }
 
-func isLocalhost(host string) bool { return host == "localhost" || strings.HasSuffix(host, ".localhost") }
+func isLocalhost(host string) bool {
+	return host == "localhost" || strings.HasSuffix(host, ".localhost")
+}
 
 // relyingParty is the party that passkeys are made for. The error says why there is none.
 func (c Config) relyingParty(publicURL string) (*webauthn.WebAuthn, error) {

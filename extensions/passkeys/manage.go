@@ -14,11 +14,13 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/api"
-	"github.com/satchelbase/satchel/extensions/internal/payload"
 )
 
 // maxName of passkeys and accounts, in characters; authenticators cut longer ones (WebAuthn section 6.4.1).
 const maxName = 64
+
+// maxCredential bounds what the parsers of credentials keep at work, in bytes. A registration has a few thousand.
+const maxCredential = 64 << 10
 
 func cut(s string) string {
 	if r := []rune(s); len(r) > maxName {
@@ -62,9 +64,7 @@ func (k *keeper) list(e *core.RequestEvent) error {
 func checkName(name string) (string, error) {
 	name = strings.TrimSpace(name)
 	if !utf8.ValidString(name) || utf8.RuneCountInString(name) > maxName {
-		return "", &api.Problem{Code: api.ErrValidation, Errors: []api.FieldError{
-			{Field: "name", Code: "too_long", Message: fmt.Sprintf("must have at most %d characters", maxName)},
-		}}
+		return "", api.InvalidBody(api.Invalid("name", ErrNameLong, ""))
 	}
 	if name == "" {
 		return "Passkey", nil
@@ -79,7 +79,7 @@ type beginJSON struct {
 }
 
 func (k *keeper) beginRegistration(e *core.RequestEvent) error {
-	if err := payload.Read(e, &struct{}{}); err != nil {
+	if err := api.Bind(e, &struct{}{}); err != nil {
 		return err
 	}
 	o, err := ownerOf(e.App, e.Auth)
@@ -110,7 +110,7 @@ func (k *keeper) finishRegistration(e *core.RequestEvent) error {
 		Name        string          `json:"name,omitempty"`
 		Credential  json.RawMessage `json:"credential"`
 	}
-	if err := payload.Read(e, &in); err != nil {
+	if err := api.Bind(e, &in); err != nil {
 		return err
 	}
 	name, err := checkName(in.Name)
@@ -124,6 +124,9 @@ func (k *keeper) finishRegistration(e *core.RequestEvent) error {
 	o, err := ownerOf(e.App, e.Auth)
 	if err != nil {
 		return err
+	}
+	if len(in.Credential) > maxCredential {
+		return ErrCredential
 	}
 	parsed, err := protocol.ParseCredentialCreationResponseBytes(in.Credential)
 	if err != nil {
@@ -169,7 +172,7 @@ func (k *keeper) rename(e *core.RequestEvent) error {
 	var in struct {
 		Name string `json:"name"`
 	}
-	if err := payload.Read(e, &in); err != nil {
+	if err := api.Bind(e, &in); err != nil {
 		return err
 	}
 	name, err := checkName(in.Name)

@@ -41,15 +41,16 @@ var (
 	ErrLimit         = &extensions.Code{Name: "passkeys.too_many", Status: http.StatusConflict, Title: "The account has as many passkeys as it can have"}
 	ErrRegistered    = &extensions.Code{Name: "passkeys.registered", Status: http.StatusConflict, Title: "This passkey is registered already"}
 	ErrLastWayIn     = &extensions.Code{Name: "passkeys.last_way_in", Status: http.StatusConflict, Title: "Without this passkey the account could not be entered any more"}
+	ErrNameLong      = &extensions.Code{Name: "passkeys.name_too_long", Status: http.StatusBadRequest, Title: "The name has more than 64 characters"}
 	ErrCollection    = &extensions.Code{Name: "passkeys.collection_unsupported", Status: http.StatusForbidden, Title: "These accounts cannot use passkeys"}
 )
 
-// Deps are what the extension takes from others. Only Recent is needed.
+// Deps are what the extension takes from others. None is needed.
 type Deps struct {
 	// PublicURL is where apps reach the server.
 	PublicURL string
 
-	// Recent lets only requests pass whose user has proved who they are a short while ago.
+	// Recent lets only requests pass whose user has proved who they are a short while ago. Without it none does.
 	Recent *hook.Handler[*core.RequestEvent]
 
 	// Audit records what was done, in the transaction of app.
@@ -79,13 +80,18 @@ type keeper struct {
 
 // New returns the extension.
 func New(cfg Config, deps Deps) extensions.Extension {
+	if deps.Recent == nil {
+		deps.Recent = &hook.Handler[*core.RequestEvent]{Func: func(*core.RequestEvent) error {
+			return api.Fail(api.ErrForbidden, "this server cannot tell how recent the sign-in was")
+		}}
+	}
 	k := &keeper{cfg: cfg, deps: deps}
 	k.rp, k.off = cfg.relyingParty(deps.PublicURL)
 	return extensions.Extension{
 		Name:       "passkeys",
 		Group:      "auth",
 		Settings:   cfg,
-		Codes:      []*extensions.Code{ErrNotConfigured, ErrChallenge, ErrCredential, ErrLimit, ErrRegistered, ErrLastWayIn, ErrCollection},
+		Codes:      []*extensions.Code{ErrNotConfigured, ErrChallenge, ErrCredential, ErrLimit, ErrRegistered, ErrLastWayIn, ErrNameLong, ErrCollection},
 		Tables:     []string{usersTable, credentialsTable, challengesTable},
 		Migrations: migrations(),
 		Bind: func(h *extensions.Host) error {

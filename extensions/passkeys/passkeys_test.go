@@ -316,7 +316,9 @@ func TestHostileRegistrations(t *testing.T) {
 	} {
 		want(t, w.post(t, base, token, c.body), 400, c.code)
 	}
-	want(t, w.post(t, base, token, map[string]any{"challengeId": strings.Repeat("x", 70<<10)}), 413, "api.body_too_large")
+	_, id = w.ceremony(t, beginNew, token)
+	huge := map[string]any{"id": strings.Repeat("A", 70<<10)}
+	want(t, w.post(t, base, token, map[string]any{"challengeId": id, "credential": huge}), 400, passkeys.ErrCredential.Name)
 }
 
 func TestChallengesWorkOnce(t *testing.T) {

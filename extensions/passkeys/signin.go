@@ -15,7 +15,6 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/api"
-	"github.com/satchelbase/satchel/extensions/internal/payload"
 	"github.com/satchelbase/satchel/extensions/internal/pb"
 )
 
@@ -23,7 +22,7 @@ import (
 var errCopied = errors.New("the signature counter went backwards, so the key may have been copied")
 
 func (k *keeper) beginSignIn(e *core.RequestEvent) error {
-	if err := payload.Read(e, &struct{}{}); err != nil {
+	if err := api.Bind(e, &struct{}{}); err != nil {
 		return err
 	}
 	assertion, session, err := k.rp.BeginDiscoverableLogin()
@@ -42,12 +41,15 @@ func (k *keeper) finishSignIn(e *core.RequestEvent) error {
 		ChallengeID string          `json:"challengeId"`
 		Credential  json.RawMessage `json:"credential"`
 	}
-	if err := payload.Read(e, &in); err != nil {
+	if err := api.Bind(e, &in); err != nil {
 		return err
 	}
 	session, err := redeem(e.App, signingIn, nil, in.ChallengeID)
 	if err != nil {
 		return err
+	}
+	if len(in.Credential) > maxCredential {
+		return ErrCredential
 	}
 	parsed, err := protocol.ParseCredentialRequestResponseBytes(in.Credential)
 	if err != nil {

@@ -107,6 +107,15 @@ func credentials(app core.App, record *core.Record) ([]row, error) {
 	return rows, nil
 }
 
+// Has reports whether the user can sign in with a passkey.
+func Has(app core.App, record *core.Record) (bool, error) {
+	var n int
+	if err := app.DB().Select("count(*)").From(credentialsTable).Where(of(record)).Row(&n); err != nil {
+		return false, fmt.Errorf("count passkeys: %w", err)
+	}
+	return n > 0, nil
+}
+
 // owner is a user as the library sees one.
 type owner struct {
 	record *core.Record

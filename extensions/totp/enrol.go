@@ -14,7 +14,6 @@ import (
 	"github.com/pquerna/otp/totp"
 
 	"github.com/satchelbase/satchel/extensions/api"
-	"github.com/satchelbase/satchel/extensions/internal/payload"
 )
 
 const (
@@ -60,7 +59,7 @@ func (f *factor) status(e *core.RequestEvent) error {
 }
 
 func (f *factor) begin(e *core.RequestEvent) error {
-	if err := payload.Read(e, &struct{}{}); err != nil {
+	if err := api.Bind(e, &struct{}{}); err != nil {
 		return err
 	}
 	key, err := totp.Generate(totp.GenerateOpts{
@@ -140,7 +139,7 @@ func (f *factor) confirm(e *core.RequestEvent) error {
 	var in struct {
 		Code string `json:"code"`
 	}
-	if err := payload.Read(e, &in); err != nil {
+	if err := api.Bind(e, &in); err != nil {
 		return err
 	}
 	p, err := newProof(in.Code, "")
@@ -192,7 +191,7 @@ func (f *factor) disable(e *core.RequestEvent) error {
 		Code     string `json:"code,omitempty"`
 		Recovery string `json:"recoveryCode,omitempty"`
 	}
-	if err := payload.Read(e, &in); err != nil {
+	if err := api.Bind(e, &in); err != nil {
 		return err
 	}
 	p, err := newProof(in.Code, in.Recovery)
@@ -226,7 +225,7 @@ func (f *factor) disable(e *core.RequestEvent) error {
 }
 
 func (f *factor) renew(e *core.RequestEvent) error {
-	if err := payload.Read(e, &struct{}{}); err != nil {
+	if err := api.Bind(e, &struct{}{}); err != nil {
 		return err
 	}
 	codes := newRecoveryCodes()

@@ -177,7 +177,9 @@ func (w *world) enrolled(t testing.TB, email string) *user {
 }
 
 // forget lets tests use another code within the same half minute, and fail again.
-func (w *world) forget(t testing.TB) { w.exec(t, "UPDATE totp_secrets SET last_step = 0, failures = 0, locked_until = 0") }
+func (w *world) forget(t testing.TB) {
+	w.exec(t, "UPDATE totp_secrets SET last_step = 0, failures = 0, locked_until = 0")
+}
 
 func (w *world) exec(t testing.TB, sql string) {
 	t.Helper()

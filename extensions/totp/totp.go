@@ -27,6 +27,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/api"
 )
 
 // Method is the name of the second step among the methods of authentication.
@@ -55,11 +56,11 @@ type Vault interface {
 	Key(purpose string) []byte
 }
 
-// Deps are what the extension takes from others. All are needed but Audit and Exempt.
+// Deps are what the extension takes from others. Only Vault is needed.
 type Deps struct {
 	Vault Vault
 
-	// Recent lets only requests pass whose user has proved who they are a short while ago.
+	// Recent lets only requests pass whose user has proved who they are a short while ago. Without it none does.
 	Recent *hook.Handler[*core.RequestEvent]
 
 	// Audit records what was done, in the transaction of app. e is nil for commands.
@@ -82,6 +83,11 @@ type factor struct {
 
 // New returns the extension.
 func New(cfg Config, deps Deps) extensions.Extension {
+	if deps.Recent == nil {
+		deps.Recent = &hook.Handler[*core.RequestEvent]{Func: func(*core.RequestEvent) error {
+			return api.Fail(api.ErrForbidden, "this server cannot tell how recent the sign-in was")
+		}}
+	}
 	f := &factor{cfg: cfg, deps: deps}
 	return extensions.Extension{
 		Name:       "totp",

@@ -14,7 +14,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/api"
-	"github.com/satchelbase/satchel/extensions/internal/payload"
+	"github.com/satchelbase/satchel/extensions/internal/pb"
 )
 
 // gatePriority is before the app's own hooks (0) and before sessions are made (999): a first step is no sign-in yet.
@@ -88,9 +88,7 @@ type proof struct{ code, recovery string }
 
 func newProof(code, recovery string) (proof, error) {
 	if (code == "") == (recovery == "") {
-		return proof{}, &api.Problem{Code: api.ErrValidation, Errors: []api.FieldError{
-			{Field: "code", Code: "required", Message: "give either code or recoveryCode"},
-		}}
+		return proof{}, api.InvalidBody(api.Invalid("code", api.ErrFieldRequired, "give either code or recoveryCode"))
 	}
 	return proof{code: strings.ReplaceAll(code, " ", ""), recovery: recovery}, nil
 }
@@ -108,7 +106,7 @@ func (f *factor) verify(e *core.RequestEvent) error {
 		Code     string `json:"code,omitempty"`
 		Recovery string `json:"recoveryCode,omitempty"`
 	}
-	if err := payload.Read(e, &in); err != nil {
+	if err := api.Bind(e, &in); err != nil {
 		return err
 	}
 	p, err := newProof(in.Code, in.Recovery)
@@ -129,6 +127,7 @@ func (f *factor) verify(e *core.RequestEvent) error {
 		return refused
 	}
 	e.Set(passedKey, sealedFor(record))
+	pb.PresentMFA(e, in.MFA)
 	err = apis.RecordAuthResponse(e, record, Method, nil)
 	// PocketBase's MFA looks at its record of the first step while it answers, and deletes it; without MFA nobody does.
 	if dropErr := dropMFA(e.App, in.MFA); dropErr != nil {

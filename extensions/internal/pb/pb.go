@@ -18,6 +18,15 @@ func CloseRealtime(app core.App) {
 	}
 }
 
+// PresentMFA makes this request the second step after the first one with the id, whatever its body is.
+func PresentMFA(e *core.RequestEvent, id string) {
+	query := e.Request.URL.Query()
+	query.Set("mfaId", id)
+	address := *e.Request.URL
+	address.RawQuery = query.Encode()
+	e.Request.URL = &address
+}
+
 // SatisfyMFA makes the next apis.RecordAuthResponse of this request pass PocketBase's multi-factor step, for a method
 // that is two factors by itself: factor is the name of the second one. PocketBase looks for the record of the first step
 // under the request's mfaId, and deletes it. forget, which must be called after the answer, deletes it if PocketBase
@@ -33,11 +42,7 @@ func SatisfyMFA(e *core.RequestEvent, record *core.Record, factor string) (forge
 	if err := e.App.Save(mfa); err != nil {
 		return nil, fmt.Errorf("store first step: %w", err)
 	}
-	query := e.Request.URL.Query()
-	query.Set("mfaId", mfa.Id)
-	address := *e.Request.URL
-	address.RawQuery = query.Encode()
-	e.Request.URL = &address
+	PresentMFA(e, mfa.Id)
 	return func() error {
 		left, err := e.App.FindMFAById(mfa.Id)
 		if errors.Is(err, sql.ErrNoRows) {
