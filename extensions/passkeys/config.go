@@ -99,7 +99,7 @@ func checkOrigin(origin string) error {
 	u, err := url.Parse(origin)
 	switch {
 	case err != nil || u.Host == "" || u.Scheme+"://"+u.Host != origin:
-		return fmt.Errorf("%q must be like https://example.com or android:apk-key-hash:...", origin)
+		return fmt.Errorf("%q is neither the origin of a website, as https://example.com, nor that of an app", origin)
 	case u.Scheme == "https", u.Scheme == "http" && isLocalhost(u.Hostname()):
 		return nil
 	}

@@ -19,7 +19,7 @@ import (
 
 const (
 	usersTable       = "passkeys_users"
-	credentialsTable = "passkeys_credentials"
+	credentialsTable = "passkeys_credentials" //nolint:gosec // a name, no credential
 	challengesTable  = "passkeys_challenges"
 )
 

@@ -76,7 +76,6 @@ func (f *factor) gate(e *core.RecordAuthRequestEvent) error {
 	}
 	// An app that also uses PocketBase's MFA knows by this header which second step is meant (RFC 9110 section 15.5.2).
 	e.Response.Header().Set("WWW-Authenticate", "TOTP")
-	//nolint:forbidigo // the answer of PocketBase's own MFA, by the same function
 	if err := e.JSON(http.StatusUnauthorized, map[string]string{"mfaId": mfa.Id}); err != nil {
 		return err
 	}
