@@ -94,6 +94,12 @@ func load(app core.App, record *core.Record) (*row, error) {
 	return &r, nil
 }
 
+// Enabled reports whether the user's sign-ins need a code.
+func Enabled(app core.App, record *core.Record) (bool, error) {
+	r, err := load(app, record)
+	return r != nil && r.ConfirmedAt != 0, err
+}
+
 // pend stores the secret of an enrolment and reports false when one is confirmed already.
 func pend(app core.App, record *core.Record, sealed string, now time.Time) (bool, error) {
 	result, err := app.NonconcurrentDB().NewQuery(

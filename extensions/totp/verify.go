@@ -60,11 +60,11 @@ func (f *factor) gate(e *core.RecordAuthRequestEvent) error {
 	if passed, ok := e.Get(passedKey).(string); ok && e.AuthMethod == Method && passed == sealedFor(e.Record) {
 		return e.Next()
 	}
-	r, err := load(e.App, e.Record)
+	enabled, err := Enabled(e.App, e.Record)
 	if err != nil {
 		return err
 	}
-	if r == nil || r.ConfirmedAt == 0 {
+	if !enabled {
 		return e.Next()
 	}
 	mfa := core.NewMFA(e.App)
