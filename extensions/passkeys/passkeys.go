@@ -12,7 +12,7 @@
 // has such a file. Without a public address that is a domain, the routes answer passkeys.not_configured.
 //
 // Settings: SATCHEL_PASSKEYS_*. Tables: passkeys_users, passkeys_credentials, passkeys_challenges. Rows go with their
-// user or collection.
+// user or collection, and when an account whose address was not verified comes to the owner of the address.
 package passkeys
 
 import (
@@ -53,7 +53,7 @@ type Deps struct {
 	// Recent lets only requests pass whose user has proved who they are a short while ago. Without it none does.
 	Recent *hook.Handler[*core.RequestEvent]
 
-	// Audit records what was done, in the transaction of app.
+	// Audit records what was done, in the transaction of app. e is nil when an account comes to another owner.
 	Audit func(app core.App, e *core.RequestEvent, action, outcome string, subject *core.Record, details map[string]any) error
 
 	// LastWayIn reports that the user could not sign in any more without the method. It is asked within the transaction
@@ -95,7 +95,7 @@ func New(cfg Config, deps Deps) extensions.Extension {
 		Tables:     []string{usersTable, credentialsTable, challengesTable},
 		Migrations: migrations(),
 		Bind: func(h *extensions.Host) error {
-			bindDeletes(h.App)
+			k.bindOwners(h.App)
 			return nil
 		},
 		Routes: func(g *router.RouterGroup[*core.RequestEvent]) {

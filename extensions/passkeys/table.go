@@ -15,6 +15,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/hook"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/internal/pb"
 )
 
 const (
@@ -24,8 +25,8 @@ const (
 )
 
 const (
-	// deletePriority is inside the transaction of the delete, which PocketBase opens at 99.
-	deletePriority = 100
+	// ownerPriority is inside the transaction of a delete, which PocketBase opens at 99.
+	ownerPriority = 100
 
 	// handleSize of user handles, in bytes; WebAuthn takes 64 at most.
 	handleSize = 32
@@ -203,8 +204,9 @@ func findOwner(app core.App, handle []byte) (*owner, error) {
 	return newOwner(app, record, handle)
 }
 
-// bindDeletes removes the rows of users and collections in the transaction that deletes them.
-func bindDeletes(app core.App) {
+// bindOwners removes the rows of users and collections in the transaction that deletes them, and those of an account
+// that comes to another owner.
+func (k *keeper) bindOwners(app core.App) {
 	remove := func(app core.App, where dbx.HashExp) error {
 		for _, table := range []string{usersTable, credentialsTable, challengesTable} {
 			if _, err := app.NonconcurrentDB().Delete(table, where).Execute(); err != nil {
@@ -213,13 +215,27 @@ func bindDeletes(app core.App) {
 		}
 		return nil
 	}
-	app.OnRecordDeleteExecute().Bind(&hook.Handler[*core.RecordEvent]{Id: "satchelPasskeysRecord", Priority: deletePriority, Func: func(e *core.RecordEvent) error {
+	app.OnRecordUpdateExecute().Bind(&hook.Handler[*core.RecordEvent]{Id: "satchelPasskeysTakeover", Priority: ownerPriority, Func: func(e *core.RecordEvent) error {
+		taken := pb.TakenOver(e.Record)
+		if err := e.Next(); err != nil || !taken {
+			return err
+		}
+		had, err := Has(e.App, e.Record)
+		if err != nil {
+			return err
+		}
+		if err := remove(e.App, of(e.Record)); err != nil || !had {
+			return err
+		}
+		return k.audit(e.App, nil, "passkeys.dropped", success, e.Record, nil)
+	}})
+	app.OnRecordDeleteExecute().Bind(&hook.Handler[*core.RecordEvent]{Id: "satchelPasskeysRecord", Priority: ownerPriority, Func: func(e *core.RecordEvent) error {
 		if err := e.Next(); err != nil || !e.Record.Collection().IsAuth() {
 			return err
 		}
 		return remove(e.App, of(e.Record))
 	}})
-	app.OnCollectionDeleteExecute().Bind(&hook.Handler[*core.CollectionEvent]{Id: "satchelPasskeysCollection", Priority: deletePriority, Func: func(e *core.CollectionEvent) error {
+	app.OnCollectionDeleteExecute().Bind(&hook.Handler[*core.CollectionEvent]{Id: "satchelPasskeysCollection", Priority: ownerPriority, Func: func(e *core.CollectionEvent) error {
 		if err := e.Next(); err != nil || !e.Collection.IsAuth() {
 			return err
 		}

@@ -12,6 +12,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/hook"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/internal/pb"
 )
 
 const (
@@ -20,8 +21,8 @@ const (
 	triesTable   = "totp_tries"
 )
 
-// deletePriority is inside the transaction of the delete, which PocketBase opens at 99.
-const deletePriority = 100
+// ownerPriority is inside the transaction of a delete, which PocketBase opens at 99.
+const ownerPriority = 100
 
 // triesKept is longer than any mfaId lives; PocketBase allows a day at most.
 const triesKept = 25 * time.Hour
@@ -234,16 +235,27 @@ func burn(app core.App, mfa string) error {
 	return nil
 }
 
-// bindDeletes removes the rows of users and collections in the transaction that deletes them.
-func bindDeletes(app core.App) {
-	app.OnRecordDeleteExecute().Bind(&hook.Handler[*core.RecordEvent]{Id: "satchelTOTPRecord", Priority: deletePriority, Func: func(e *core.RecordEvent) error {
+// bindOwners removes the rows of users and collections in the transaction that deletes them, and those of an account
+// that comes to another owner.
+func (f *factor) bindOwners(app core.App) {
+	app.OnRecordUpdateExecute().Bind(&hook.Handler[*core.RecordEvent]{Id: "satchelTOTPTakeover", Priority: ownerPriority, Func: func(e *core.RecordEvent) error {
+		taken := pb.TakenOver(e.Record)
+		if err := e.Next(); err != nil || !taken {
+			return err
+		}
+		if found, err := remove(e.App, e.Record); err != nil || !found {
+			return err
+		}
+		return f.audit(e.App, nil, "totp.dropped", success, e.Record, nil)
+	}})
+	app.OnRecordDeleteExecute().Bind(&hook.Handler[*core.RecordEvent]{Id: "satchelTOTPRecord", Priority: ownerPriority, Func: func(e *core.RecordEvent) error {
 		if err := e.Next(); err != nil || !e.Record.Collection().IsAuth() {
 			return err
 		}
 		_, err := remove(e.App, e.Record)
 		return err
 	}})
-	app.OnCollectionDeleteExecute().Bind(&hook.Handler[*core.CollectionEvent]{Id: "satchelTOTPCollection", Priority: deletePriority, Func: func(e *core.CollectionEvent) error {
+	app.OnCollectionDeleteExecute().Bind(&hook.Handler[*core.CollectionEvent]{Id: "satchelTOTPCollection", Priority: ownerPriority, Func: func(e *core.CollectionEvent) error {
 		if err := e.Next(); err != nil || !e.Collection.IsAuth() {
 			return err
 		}

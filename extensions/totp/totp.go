@@ -14,7 +14,8 @@
 //
 // Superusers cannot enrol: the dashboard's sign-in knows no such step (PocketBase's MFA by mail protects it).
 //
-// Settings: SATCHEL_TOTP_*. Tables: totp_secrets, totp_codes, totp_tries. Rows go with their user or collection.
+// Settings: SATCHEL_TOTP_*. Tables: totp_secrets, totp_codes, totp_tries. Rows go with their user or collection, and when
+// an account whose address was not verified comes to the owner of the address (pb.TakenOver).
 package totp
 
 import (
@@ -63,7 +64,8 @@ type Deps struct {
 	// Recent lets only requests pass whose user has proved who they are a short while ago. Without it none does.
 	Recent *hook.Handler[*core.RequestEvent]
 
-	// Audit records what was done, in the transaction of app. e is nil for commands.
+	// Audit records what was done, in the transaction of app. e is nil where no request is
+	// known: for commands, and when an account comes to another owner.
 	Audit func(app core.App, e *core.RequestEvent, action, outcome string, subject *core.Record, details map[string]any) error
 
 	// Exempt lists methods of authentication that are two factors by themselves.
@@ -98,7 +100,7 @@ func New(cfg Config, deps Deps) extensions.Extension {
 		Migrations: migrations(),
 		Bind: func(h *extensions.Host) error {
 			h.App.OnRecordAuthRequest().Bind(&hook.Handler[*core.RecordAuthRequestEvent]{Id: "satchelTOTP", Priority: gatePriority, Func: f.gate})
-			bindDeletes(h.App)
+			f.bindOwners(h.App)
 			return nil
 		},
 		Routes: func(g *router.RouterGroup[*core.RequestEvent]) {

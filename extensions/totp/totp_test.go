@@ -386,3 +386,57 @@ func TestResetCommand(t *testing.T) {
 	r := w.Do(t, apptest.Request{Method: http.MethodPost, Path: signIn, Body: map[string]any{"identity": u.Email(), "password": apptest.Password}})
 	want(t, r, 200, "")
 }
+
+// codeByMail makes the one-time password that PocketBase would send to the address.
+func codeByMail(t testing.TB, app core.App, user *core.Record) map[string]any {
+	t.Helper()
+	users, err := app.FindCollectionByNameOrId("users")
+	if err != nil {
+		t.Fatal(err)
+	}
+	users.OTP.Enabled = true
+	if err := app.Save(users); err != nil {
+		t.Fatal(err)
+	}
+	otp := core.NewOTP(app)
+	otp.SetCollectionRef(users.Id)
+	otp.SetRecordRef(user.Id)
+	otp.SetSentTo(user.Email())
+	otp.SetPassword("12345678")
+	if err := app.Save(otp); err != nil {
+		t.Fatal(err)
+	}
+	return map[string]any{"otpId": otp.Id, "password": "12345678"}
+}
+
+// Somebody signs up with another's address and enrols. When the owner of the address signs in by a code that was mailed
+// there, nobody is asked for that other person's code.
+func TestTakeover(t *testing.T) {
+	w := start(t)
+	u := w.enrolled(t, ada)
+	eve := w.enrolled(t, "eve@example.test")
+	w.exec(t, "UPDATE users SET verified = FALSE WHERE id = '"+u.Id+"'")
+	for email, status := range map[string]int{ada: 200, "eve@example.test": 401} {
+		record, err := w.FindAuthRecordByEmail("users", email)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := w.Do(t, apptest.Request{Method: "POST", Path: "/api/v1/collections/users/auth-with-otp", Body: codeByMail(t, w, record)})
+		want(t, r, status, "")
+	}
+	if got := w.actions(); !slices.Contains(got, "totp.dropped success "+ada) {
+		t.Errorf("audited: %q", got)
+	}
+	if on, err := factor.Enabled(w, eve.Record); err != nil || !on {
+		t.Errorf("eve: %v %v", on, err)
+	}
+}
+
+// A user who was deleted behind the back of the hooks has no second step.
+func TestOrphan(t *testing.T) {
+	w := start(t)
+	u := w.enrolled(t, ada)
+	id := w.first(t, ada)
+	w.exec(t, "DELETE FROM users WHERE id = '"+u.Id+"'")
+	want(t, w.second(t, id, code(u.code(t, 0))), 400, factor.ErrMFA.Name)
+}

@@ -145,6 +145,9 @@ func (f *factor) redeem(tx core.App, e *core.RequestEvent, id string, p proof) (
 		return nil, nil, fmt.Errorf("find first step: %w", err)
 	}
 	record, err = tx.FindRecordById(mfa.CollectionRef(), mfa.RecordRef())
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, ErrMFA, nil // deleted in a way that no hook saw
+	}
 	if err != nil {
 		return nil, nil, fmt.Errorf("find user: %w", err)
 	}

@@ -144,3 +144,38 @@ func TestDeletesAreTransactions(t *testing.T) {
 		t.Errorf("not rolled back: %v, %d hooks ran", err, seen)
 	}
 }
+
+// Before an update of a record is executed, PocketBase has renewed the token key of a changed password, and the record
+// still knows what it was.
+func TestTakenOver(t *testing.T) {
+	app, _, user := authApp(t, nil)
+	user.Collection().MFA.Enabled = false
+	if err := app.Save(user.Collection()); err != nil {
+		t.Fatal(err)
+	}
+	var taken []bool
+	app.OnRecordUpdateExecute("users").Bind(&hook.Handler[*core.RecordEvent]{Priority: 100, Func: func(e *core.RecordEvent) error {
+		taken = append(taken, pb.TakenOver(e.Record))
+		return e.Next()
+	}})
+	for _, change := range []func(r *core.Record){
+		func(r *core.Record) { r.Set("name", "Ada") },
+		func(r *core.Record) { r.SetPassword("another-long-password") },
+		func(r *core.Record) { r.SetVerified(true) },
+		func(r *core.Record) { r.SetVerified(false) },
+		func(r *core.Record) { r.SetVerified(true); r.SetRandomPassword() },
+		func(r *core.Record) { r.SetRandomPassword() },
+	} {
+		record, err := app.FindRecordById("users", user.Id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(record)
+		if err := app.Save(record); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := []bool{false, false, false, false, true, false}; !slices.Equal(taken, want) {
+		t.Errorf("taken over %v, want %v", taken, want)
+	}
+}

@@ -54,3 +54,13 @@ func SatisfyMFA(e *core.RequestEvent, record *core.Record, factor string) (forge
 		return e.App.Delete(left)
 	}, nil
 }
+
+// TakenOver reports that an update gives an account to the owner of its e-mail address who was not, for all that was
+// known, the one who signed up with it. PocketBase then changes the password, so that whoever signed up with another's
+// address is out; with MFA it trusts in the second step instead. What else that person may have put into the account
+// must go, too. It is for OnRecordUpdateExecute.
+func TakenOver(record *core.Record) bool {
+	before := record.Original()
+	return record.Collection().IsAuth() && !before.Verified() && record.Verified() &&
+		(before.TokenKey() != record.TokenKey() || record.Collection().MFA.Enabled)
+}
