@@ -1,4 +1,5 @@
 # Build: docker build --build-arg VERSION=$(git describe --tags --always) -t satchel .
+# Key:   docker run --rm -v satchel:/data satchel secrets generate --out /data/satchel.key
 # Run:   docker run -p 8090:8090 -v satchel:/data satchel
 
 FROM golang:1.27 AS build

@@ -15,6 +15,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
 	"github.com/satchelbase/satchel/extensions/secrets"
+	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
 	"github.com/satchelbase/satchel/extensions/totp"
@@ -61,6 +62,7 @@ type config struct {
 	records   records.Config
 	secrets   secrets.Config
 	health    health.Config
+	sessions  sessions.Config
 	memory    memory.Config
 	metrics   metrics.Config
 	passkeys  passkeys.Config
@@ -80,6 +82,7 @@ func read(s *settings.Settings) config {
 		ratelimit: settings.Section[ratelimit.Config](s, "ratelimit"),
 		records:   settings.Section[records.Config](s, "records"),
 		health:    settings.Section[health.Config](s, "health"),
+		sessions:  settings.Section[sessions.Config](s, "sessions"),
 		memory:    settings.Section[memory.Config](s, "memory"),
 		metrics:   settings.Section[metrics.Config](s, "metrics"),
 		passkeys:  settings.Section[passkeys.Config](s, "passkeys"),

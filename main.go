@@ -9,11 +9,12 @@ import (
 	"os"
 
 	"github.com/pocketbase/pocketbase"
-	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/apikeys"
+	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/authcache"
 	"github.com/satchelbase/satchel/extensions/cli"
 	"github.com/satchelbase/satchel/extensions/demo"
@@ -53,9 +54,12 @@ func site() fs.FS {
 var version = "dev"
 
 // features lists what this program can do. The order is that of start-up; the first is outermost around a request.
-func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) []extensions.Extension {
+func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensions.Extension, *sessions.Sessions) {
 	var list []extensions.Extension
 	vault := secrets.NewVault()
+	sess := sessions.New(cfg.sessions, sessions.Deps{
+		Vault: vault, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Callers: apikeys.Allow(apikeys.ScopeIntrospect),
+	})
 	all := func() []extensions.Extension { return list }
 	list = []extensions.Extension{
 		api.New(cfg.api),
@@ -65,10 +69,14 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) []extensio
 		store.New(db),
 		secrets.New(cfg.secrets, vault),
 		ratelimit.New(cfg.ratelimit),
-		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, nil)),
-		sessions.New(),
-		totp.New(cfg.totp, totp.Deps{Vault: vault, Recent: apis.RequireAuth(), Exempt: []string{passkeys.Method}}),
-		passkeys.New(cfg.passkeys, passkeys.Deps{PublicURL: cfg.general.PublicURL, Recent: apis.RequireAuth(), Public: program.Files(pb, site())}),
+		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, sess.Verify)),
+		audit.New(),
+		apikeys.New(),
+		sess.Extension(),
+		totp.New(cfg.totp, totp.Deps{Vault: vault, Recent: sess.RequireRecent(), Audit: audit.Note, Exempt: []string{passkeys.Method}}),
+		passkeys.New(cfg.passkeys, passkeys.Deps{
+			PublicURL: cfg.general.PublicURL, Recent: sess.RequireRecent(), Audit: audit.Note, Public: program.Files(pb, site()),
+		}),
 		records.New(cfg.records, db),
 		health.New(cfg.health, all),
 		demo.New(),
@@ -83,7 +91,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) []extensio
 			}
 			copied := cfg
 			copied.secrets = cfg.secrets.Sandbox(pb.DataDir())
-			_, _, err = install(copied, pb, app, db)
+			_, _, _, err = install(copied, pb, app, db)
 			return app, err
 		}),
 		deploy.New(),
@@ -92,20 +100,20 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) []extensio
 			PublicURL: cfg.general.PublicURL, TrustedProxies: len(cfg.api.TrustedProxies),
 		}),
 	}
-	return list
+	return list, sess
 }
 
 // install binds the features and the app's own hooks to an application that is not open yet.
-func install(cfg config, pb *pocketbase.PocketBase, app core.App, db *store.Store) (*extensions.Host, []extensions.Extension, error) {
+func install(cfg config, pb *pocketbase.PocketBase, app core.App, db *store.Store) (*extensions.Host, []extensions.Extension, *sessions.Sessions, error) {
 	h := &extensions.Host{
 		App: app, Version: version, Production: cfg.general.production(), Logger: slog.New(logs.Handler(os.Stderr, cfg.logs)),
 	}
-	list := features(cfg, pb, db)
+	list, sess := features(cfg, pb, db)
 	if err := extensions.Install(h, list); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	hooks.Bind(app, hooks.Deps{})
-	return h, list, nil
+	return h, list, sess, nil
 }
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -125,10 +133,11 @@ func run(args []string) int {
 		Public: site(), DBConnect: db.Connect,
 	}
 	pb := program.New(info, args)
-	h, list, err := install(cfg, pb, pb, db)
+	h, list, sess, err := install(cfg, pb, pb, db)
 	if err != nil {
 		return cli.Report(os.Stderr, err, false)
 	}
+	info.Harden = sess.Harden
 	pb.RootCmd.AddCommand(program.Commands(h, info)...)
 	pb.RootCmd.AddCommand(cli.Settings(cfg.settings.Command()))
 	for _, x := range list {

@@ -34,7 +34,8 @@ func build(t *testing.T) (*pocketbase.PocketBase, *settings.Settings, []extensio
 		t.Fatal(err)
 	}
 	pb := program.New(program.Info{DataDir: t.TempDir(), DBConnect: db.Connect}, nil)
-	return pb, cfg.settings, features(cfg, pb, db)
+	list, _ := features(cfg, pb, db)
+	return pb, cfg.settings, list
 }
 
 // otherGroups are the extensions whose routes stand below another word than their name.

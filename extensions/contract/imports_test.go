@@ -16,7 +16,11 @@ func foundation() []string {
 // friends lists the other imports between extensions. A line here is a decision: the extension takes the other one's
 // type as an argument of its constructor.
 func friends() map[string][]string {
-	return map[string][]string{"records": {"rows"}}
+	return map[string][]string{
+		"apikeys":  {"audit"},
+		"records":  {"rows"},
+		"sessions": {"audit", "authcache"},
+	}
 }
 
 // allowed lists what a package may import of this module, as paths or as patterns that end in "/...".

@@ -17,8 +17,9 @@ var (
 	// jwtPattern matches signed tokens by their shape; "eyJ" is how every JSON object starts in base64.
 	jwtPattern = regexp.MustCompile(`eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]*`)
 
-	// refreshPattern matches refresh tokens, credentialPattern the values of Authorization headers.
+	// refreshPattern matches refresh tokens, keyPattern API keys, credentialPattern the values of Authorization headers.
 	refreshPattern    = regexp.MustCompile(`\brt1\.[A-Za-z0-9._-]+`)
+	keyPattern        = regexp.MustCompile(`\bsk_[a-z0-9]{15}_[A-Za-z0-9_-]+`)
 	credentialPattern = regexp.MustCompile(`(?i)\b(bearer|basic)\s+[A-Za-z0-9+/=._~-]{8,}`)
 
 	// userinfoPattern matches the credentials in an address: https://user:password@host.
@@ -71,6 +72,9 @@ func redactText(s string) string {
 	}
 	if strings.Contains(s, "rt1.") {
 		s = refreshPattern.ReplaceAllString(s, redacted)
+	}
+	if strings.Contains(s, "sk_") {
+		s = keyPattern.ReplaceAllString(s, redacted)
 	}
 	if holdsScheme(s) {
 		s = credentialPattern.ReplaceAllString(s, "${1} "+redacted)

@@ -28,6 +28,7 @@ func TestRedactURL(t *testing.T) {
 		{"/x?otpId=" + hidden + "&mfaId=" + hidden, "/x?otpId=REDACTED&mfaId=REDACTED"},
 		{"/x?value=" + jwt, "/x?value=REDACTED"},
 		{"/x?value=rt1.abcdef.3.0123456789", "/x?value=REDACTED"},
+		{"/x?value=sk_abcdefghij01234_AbC-_0123456789", "/x?value=REDACTED"},
 		{"/x?" + jwt, "/x?REDACTED"},
 		{"/x?redirect=https%3A%2F%2Fa.example%2F%3Ftoken%3D" + hidden, "/x?redirect=REDACTED"},
 		{"/x?redirect=https%253A%252F%252Fa.example%252F%253Fcode%253D" + hidden, "/x?redirect=REDACTED"},

@@ -37,6 +37,9 @@ type Info struct {
 
 	// Public is served where the folder of --publicDir has no such file.
 	Public fs.FS
+
+	// Harden seals a token of PocketBase's kind that is made outside of a request; nil leaves it as it is.
+	Harden func(record *core.Record, token string) (string, error)
 }
 
 // New creates the application and its root command with what the stock binary has: flags, JavaScript hooks and

@@ -86,6 +86,9 @@ func welcome(h *extensions.Host, info Info, scheme string) func(e *core.ServeEve
 				return nil
 			}
 			token, err := superuser.NewStaticAuthToken(installerLifetime)
+			if err == nil && info.Harden != nil {
+				token, err = info.Harden(superuser, token)
+			}
 			if err != nil {
 				return fmt.Errorf("create installer token: %w", err)
 			}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/cli"
@@ -24,7 +25,7 @@ func check(cfg Config) func(ctx context.Context, h *extensions.Host) extensions.
 		}
 		message, err := s.examine(sealed, h.Production)
 		if f, ok := errors.AsType[*cli.Failure](err); ok {
-			return extensions.Result{Level: extensions.Fail, Message: f.What + ": " + f.Why, Next: f.Next}
+			return extensions.Result{Level: extensions.Fail, Message: f.What + ": " + strings.ReplaceAll(f.Why, "\n", "; "), Next: f.Next}
 		}
 		if err != nil {
 			return extensions.Result{Level: extensions.Fail, Message: err.Error()}

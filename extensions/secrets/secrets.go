@@ -46,6 +46,9 @@ func (k Key) String() string {
 // GoString hides the key.
 func (k Key) GoString() string { return k.String() }
 
+// MarshalText hides the key.
+func (k Key) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
+
 // Check reports what is wrong with the text. Its error does not hold the text.
 func (k Key) Check() error {
 	if k == "" {

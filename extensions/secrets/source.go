@@ -51,7 +51,7 @@ func (s source) find() (key []byte, from string, err error) {
 		path := filepath.Join(dir, keyName)
 		key, err := secret.ReadKeyFile(path, false) // systemd decides who may read it
 		if err == nil || !errors.Is(err, fs.ErrNotExist) {
-			return key, "the systemd credential " + keyName, unusable(err, "mend the file that LoadCredential names")
+			return key, "the systemd credential " + keyName, unusable(err, "mend the file that LoadCredential names in the unit")
 		}
 	}
 	if err := s.outside(s.keyFile); err != nil {

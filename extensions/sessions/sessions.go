@@ -1,99 +1,221 @@
-// Package sessions decides what a presented credential is worth. PocketBase treats a bad or expired token as no token,
-// so that a phone with an old one would see an empty list and delete its copy; below /api/v1 such a request is refused
-// with 401 instead, except where a client goes to get a new credential.
+// Package sessions gives every sign-in a session that can be seen, refreshed over a bad network, and ended at once.
 //
-// Routes, settings and tables: none yet.
+// A session is a row. Its refresh token is a MAC over the session and a generation, so nothing token-like is stored
+// ([refresh]); its access tokens are short-lived JWTs that any service can verify through the JWKS ([signing]).
+// PocketBase's own tokens stay in use for its SDKs and the dashboard, bound to the session and to the master key. Whether
+// a session still lives is decided at every request.
+//
+// A presented token that fails is 401 below /api/v1, and so is an access token, or one of an ended session, everywhere.
+// PocketBase would treat it as no token, and a phone with an old one would see an empty list and delete its copy.
+//
+// Settings: SATCHEL_SESSIONS_*. Tables: sessions_logins, sessions_ended, sessions_keys. Routes: /api/v1/auth/*,
+// /.well-known/*. Commands: auth.
 package sessions
 
 import (
+	"context"
+	"log/slog"
 	"net/http"
-	"strings"
+	"sync"
 	"time"
 
-	"github.com/golang-jwt/jwt/v5"
-	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
+	"github.com/pocketbase/pocketbase/tools/router"
+	"github.com/spf13/cobra"
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/audit"
+	"github.com/satchelbase/satchel/extensions/internal/secret"
+	"github.com/satchelbase/satchel/extensions/sessions/signing"
 )
 
-// Codes of credentials that fail.
+// Codes of credentials that fail, and of what a session may not do.
 var (
-	ErrTokenExpired = &extensions.Code{Name: "sessions.token_expired", Status: http.StatusUnauthorized, Title: "The token has expired"}
-	ErrTokenInvalid = &extensions.Code{Name: "sessions.token_invalid", Status: http.StatusUnauthorized, Title: "The token is not valid"}
+	ErrTokenExpired   = &extensions.Code{Name: "sessions.token_expired", Status: http.StatusUnauthorized, Title: "The token has expired"}
+	ErrTokenInvalid   = &extensions.Code{Name: "sessions.token_invalid", Status: http.StatusUnauthorized, Title: "The token is not valid"}
+	ErrTokenRevoked   = &extensions.Code{Name: "sessions.token_revoked", Status: http.StatusUnauthorized, Title: "The session has ended"}
+	ErrRefreshInvalid = &extensions.Code{Name: "sessions.refresh_invalid", Status: http.StatusUnauthorized, Title: "The refresh token is not valid"}
+	ErrRefreshReused  = &extensions.Code{Name: "sessions.refresh_reused", Status: http.StatusUnauthorized, Title: "The refresh token was used before, so the session was ended"}
+	ErrRecentAuth     = &extensions.Code{Name: "sessions.recent_auth_required", Status: http.StatusForbidden, Title: "Sign in again to do this"}
+	ErrWrongPassword  = &extensions.Code{Name: "sessions.reauthentication_failed", Status: http.StatusUnauthorized, Title: "The password or code is wrong"}
+	ErrImpersonation  = &extensions.Code{Name: "sessions.impersonation_forbidden", Status: http.StatusForbidden, Title: "This is not allowed on behalf of somebody else"}
+	ErrEmailTaken     = &extensions.Code{Name: "sessions.email_taken", Status: http.StatusConflict, Title: "There is an account with this e-mail already"}
 )
 
-// strictPriority is right after PocketBase has loaded the token.
-const strictPriority = apis.DefaultLoadAuthTokenMiddlewarePriority + 1
+// Deps is what the feature is lent.
+type Deps struct {
+	Vault *secret.Vault
 
-// New returns the extension.
-func New() extensions.Extension {
+	// Version names the state of a table, as the store's TableVersion does.
+	Version func(table string) uint64
+
+	// PublicURL is where apps reach the server; empty takes the address it listens on.
+	PublicURL string
+
+	// Callers authenticates servers that ask about tokens; nil admits superusers only.
+	Callers func(r *http.Request, app core.App) error
+}
+
+// Sessions is the feature. It is safe for concurrent use once it is bound to an application.
+type Sessions struct {
+	cfg  Config
+	deps Deps
+	now  func() time.Time
+
+	app    core.App
+	logger *slog.Logger
+	ring   *signing.Ring
+	issuer string
+
+	refreshKey, stockKey func() []byte
+
+	// signIns are the sign-ins under way, for the notice about new devices.
+	signIns sync.Map // *core.Record -> *login
+}
+
+// New returns the feature. [Sessions.Verify] is for the auth cache; [Sessions.Extension] goes into the list.
+func New(cfg Config, deps Deps) *Sessions {
+	return &Sessions{
+		cfg: cfg, deps: deps, now: time.Now,
+		refreshKey: sync.OnceValue(func() []byte { return deps.Vault.Key("sessions.refresh") }),
+		stockKey:   sync.OnceValue(func() []byte { return deps.Vault.Key("sessions.stock") }),
+	}
+}
+
+// Extension is the feature as the program lists it.
+func (s *Sessions) Extension() extensions.Extension {
 	return extensions.Extension{
-		Name:  "sessions",
-		Group: "auth",
-		Codes: []*extensions.Code{ErrTokenExpired, ErrTokenInvalid},
-		Middlewares: []*hook.Handler[*core.RequestEvent]{
-			{Id: "satchelCredentials", Priority: strictPriority, Func: requireGoodCredential},
+		Name:     "sessions",
+		Group:    "auth",
+		Settings: s.cfg,
+		Codes: []*extensions.Code{
+			ErrTokenExpired, ErrTokenInvalid, ErrTokenRevoked, ErrRefreshInvalid, ErrRefreshReused, ErrRecentAuth, ErrWrongPassword,
+			ErrImpersonation, ErrEmailTaken,
 		},
+		Tables:     []string{loginsTable, endedTable, signing.Table},
+		Migrations: []extensions.Migration{{Unix: 1795350000, What: "create", Up: createTables}},
+		Bind:       s.bind,
+		Middlewares: []*hook.Handler[*core.RequestEvent]{
+			{Id: "satchelCredentials", Priority: strictPriority, Func: s.requireGoodCredential},
+			{Id: "satchelImpersonation", Priority: strictPriority, Func: s.restrictImpersonation},
+			{Id: "satchelFileTokens", Priority: strictPriority, Func: s.exchangeFileToken},
+		},
+		Routes:   s.routes,
+		Serve:    s.serve,
+		Start:    s.start,
+		Commands: func(*extensions.Host) []*cobra.Command { return []*cobra.Command{s.command()} },
+		Checks:   []extensions.Check{{Name: "signing keys", Ready: true, Run: s.check}},
 	}
 }
 
-func requireGoodCredential(e *core.RequestEvent) error {
-	presented := e.Request.Header.Get("Authorization")
-	if presented == "" || e.Auth != nil || !api.RequestOf(e.Request.Context()).Versioned || obtainsCredential(e.Request) {
-		return e.Next()
-	}
-	code := ErrTokenInvalid
-	if expired(presented) {
-		code = ErrTokenExpired
-	}
-	p := api.Fail(code, "sign in again or refresh the token")
-	// RFC 6750 section 3.1
-	p.Header = http.Header{"Www-Authenticate": {`Bearer error="invalid_token", error_description="` + code.Title + `"`}}
-	return p
+func (s *Sessions) bind(h *extensions.Host) error {
+	s.app, s.logger = h.App, h.Logger
+	s.ring = signing.NewRing(h.App, s.deps.Vault, s.deps.Version, s.cfg.Algorithm, s.cfg.AccessLifetime.longest())
+	h.App.OnRecordAuthRequest().Bind(&hook.Handler[*core.RecordAuthRequestEvent]{Id: "satchelSessions", Priority: 999, Func: s.onAuth})
+	s.bindStockTokens(h.App)
+	s.bindEnds(h.App)
+	s.bindRealtime(h.App)
+	s.bindNotice(h.App)
+	s.bindImpersonation(h.App)
+	return nil
 }
 
-// expired tells a token that was once good from one that never was, as far as its own claim says; no decision but the
-// choice of the code depends on it.
-func expired(header string) bool {
-	token := header
-	if len(token) > 7 && strings.EqualFold(token[:7], "Bearer ") {
-		token = token[7:]
-	}
-	claims := jwt.RegisteredClaims{}
-	if _, _, err := jwt.NewParser().ParseUnverified(token, &claims); err != nil || claims.ExpiresAt == nil {
-		return false
-	}
-	return claims.ExpiresAt.Before(time.Now())
+// serve learns the issuer and adds the documents that other services look for.
+func (s *Sessions) serve(_ *extensions.Host, e *core.ServeEvent) error {
+	s.issuer = issuerOf(s.deps.PublicURL, e.Server.Addr)
+	s.wellKnown(e.Router)
+	return nil
 }
 
-// obtainsCredential lists where a client with an old credential must get through: it goes there to get a new one, or
-// the answer is for everybody. The path is the canonical one.
-func obtainsCredential(r *http.Request) bool {
-	path := r.URL.Path
-	switch path {
-	case api.Prefix + "/auth/refresh", api.Prefix + "/auth/token", api.Prefix + "/auth/exchange", api.Prefix + "/auth/anonymous":
-		return true
-	case api.Prefix + "/auth/totp/verify", api.Prefix + "/auth/passkeys/options/sign-in", api.Prefix + "/auth/passkeys/sign-in":
-		return true
+func (s *Sessions) start(ctx context.Context, _ *extensions.Host) error {
+	if err := s.ring.Maintain(); err != nil {
+		return err
 	}
-	if strings.HasPrefix(path, api.Prefix+"/health") {
-		return true
+	go s.tend(ctx)
+	return nil
+}
+
+func (s *Sessions) check(context.Context, *extensions.Host) extensions.Result {
+	keys, err := s.ring.List()
+	if err != nil {
+		return extensions.Result{Level: extensions.Fail, Message: err.Error(), Next: "satchel secrets check"}
 	}
-	rest, ok := strings.CutPrefix(path, "/api/collections/")
-	if !ok {
-		return false
-	}
-	_, action, _ := strings.Cut(rest, "/")
-	if action == "auth-refresh" {
-		return false // it renews the presented token, which must be good
-	}
-	for _, prefix := range []string{"auth-", "request-", "confirm-"} {
-		if strings.HasPrefix(action, prefix) {
-			return true
+	for _, k := range keys {
+		if k.State == signing.Active {
+			return extensions.Result{Message: "key " + k.ID + " signs since " + k.Activated.Format(time.DateOnly)}
 		}
 	}
-	return false
+	return extensions.Result{Level: extensions.Fail, Message: "no key is active", Next: "satchel auth keys rotate --now"}
+}
+
+// record audits what has happened to a session or an account; the event may be nil.
+func (s *Sessions) record(tx core.App, e *core.RequestEvent, action, outcome string, subject audit.Party, session string, details map[string]any) error {
+	var entry audit.Entry
+	if e != nil {
+		entry = audit.From(e)
+	} else {
+		entry.Actor = audit.Party{Kind: audit.System}
+	}
+	entry.Action, entry.Outcome, entry.Subject, entry.Session, entry.Details = action, outcome, subject, session, details
+	return audit.Append(tx, entry)
+}
+
+// party names the user of a session for the audit.
+func party(app core.App, l *login) audit.Party {
+	out := audit.Party{Kind: audit.User, Collection: l.Collection, ID: l.Record}
+	if c, err := app.FindCachedCollectionByNameOrId(l.Collection); err == nil {
+		out.Collection = c.Name
+		if c.Name == core.CollectionNameSuperusers {
+			out.Kind = audit.Superuser
+		}
+	}
+	return out
+}
+
+// Grant is what an app gets when it signs in or refreshes.
+type Grant struct {
+	AccessToken  string `json:"accessToken"`
+	RefreshToken string `json:"refreshToken,omitempty"`
+	TokenType    string `json:"tokenType"`
+	ExpiresIn    int    `json:"expiresIn"` // seconds
+	SessionID    string `json:"sessionId"`
+}
+
+// noStore keeps tokens out of caches (RFC 6749 section 5.1).
+func noStore(e *core.RequestEvent) { e.Response.Header().Set("Cache-Control", "no-store") }
+
+func (s *Sessions) routes(g *router.RouterGroup[*core.RequestEvent]) {
+	g.POST("/refresh", s.handleRefresh)
+	g.POST("/token", s.handleToken)
+	g.POST("/revoke", s.handleRevoke)
+	g.POST("/introspect", s.handleIntrospect)
+	g.POST("/logout", s.handleLogout)
+	g.POST("/logout-all", s.handleLogoutAll).BindFunc(requireUser)
+	g.POST("/reauthenticate", s.handleReauthenticate).BindFunc(requireUser)
+	g.POST("/impersonate", s.handleImpersonate).BindFunc(requireSuperuser)
+	g.GET("/sessions", s.handleList).BindFunc(requireUser)
+	g.PATCH("/sessions/{id}", s.handleRename).BindFunc(requireUser)
+	g.DELETE("/sessions/{id}", s.handleEnd).BindFunc(requireUser)
+	g.POST("/sessions/revoke-others", s.handleEndOthers).BindFunc(requireUser)
+}
+
+func requireUser(e *core.RequestEvent) error {
+	noStore(e)
+	if e.Auth == nil {
+		return api.ErrUnauthorized
+	}
+	return e.Next()
+}
+
+func requireSuperuser(e *core.RequestEvent) error {
+	noStore(e)
+	switch {
+	case e.Auth == nil:
+		return api.ErrUnauthorized
+	case !e.HasSuperuserAuth():
+		return api.ErrForbidden
+	}
+	return e.Next()
 }

@@ -8,74 +8,95 @@ import (
 
 	"github.com/pocketbase/pocketbase/core"
 
-	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
 	"github.com/satchelbase/satchel/extensions/sessions"
-	"github.com/satchelbase/satchel/extensions/settings"
-)
-
-func start(t testing.TB) *apptest.App {
-	return apptest.New(t, api.New(settings.Defaults[api.Config]()), sessions.New())
-}
-
-const (
-	list   = "/api/v1/collections/users/records"
-	signIn = "/api/v1/collections/users/auth-with-password"
 )
 
 func TestBadCredentials(t *testing.T) {
-	challenged := func(t testing.TB, _ *apptest.App, r apptest.Response) {
+	challenged := func(t testing.TB, r apptest.Response) {
 		t.Helper()
 		if got := r.Header.Get("WWW-Authenticate"); !strings.HasPrefix(got, `Bearer error="invalid_token"`) {
 			t.Errorf("WWW-Authenticate %q", got)
 		}
 	}
-	expired := func(t testing.TB, app *apptest.App, r *apptest.Request) {
-		user, _ := app.User(t, "ada@example.test")
+	good := func(t *testing.T, f *fixture) string { _, token := f.sealedUser(t); return token }
+	unsealed := func(t *testing.T, f *fixture) string { _, token := f.User(t, email); return token }
+	expired := func(t *testing.T, f *fixture) string {
+		user, _ := f.User(t, email)
 		token, err := user.NewStaticAuthToken(time.Second)
 		if err != nil {
 			t.Fatal(err)
 		}
+		token = f.sealed(t, user, token)
 		time.Sleep(2100 * time.Millisecond) // exp has whole seconds
-		r.Token = "Bearer " + token
+		return "Bearer " + token
 	}
-	changed := func(t testing.TB, app *apptest.App, r *apptest.Request) {
-		user, token := app.User(t, "ada@example.test")
+	changed := func(t *testing.T, f *fixture) string {
+		user, token := f.sealedUser(t)
 		user.SetPassword("another-password")
-		if err := app.Save(user); err != nil {
+		if err := f.Save(user); err != nil {
 			t.Fatal(err)
 		}
-		r.Token = token
+		return token
 	}
-	deleted := func(t testing.TB, app *apptest.App, r *apptest.Request) {
-		user, token := app.User(t, "ada@example.test")
-		if err := app.Delete(user); err != nil {
+	deleted := func(t *testing.T, f *fixture) string {
+		user, token := f.sealedUser(t)
+		if err := f.Delete(user); err != nil {
 			t.Fatal(err)
 		}
-		r.Token = token
+		return token
 	}
-	apptest.Run(t, start, []apptest.Scenario{
-		{Name: "none", Request: apptest.Request{Path: list}, Status: 200},
-		{Name: "good", Request: apptest.Request{Path: list}, Before: func(t testing.TB, app *apptest.App, r *apptest.Request) {
-			_, r.Token = app.User(t, "ada@example.test")
-		}, Status: 200, Contains: []string{"ada@example.test"}},
-		{Name: "garbage", Request: apptest.Request{Path: list, Token: "garbage"}, Status: 401, Code: sessions.ErrTokenInvalid.Name, After: challenged},
-		{Name: "another scheme", Request: apptest.Request{Path: list, Token: "Basic YTpi"}, Status: 401, Code: sessions.ErrTokenInvalid.Name},
-		{Name: "expired", Request: apptest.Request{Path: list}, Before: expired, Status: 401, Code: sessions.ErrTokenExpired.Name, After: challenged},
-		{Name: "password changed", Request: apptest.Request{Path: list}, Before: changed, Status: 401, Code: sessions.ErrTokenInvalid.Name},
-		{Name: "user deleted", Request: apptest.Request{Path: list}, Before: deleted, Status: 401, Code: sessions.ErrTokenInvalid.Name},
-		{Name: "a guest below /api, as stock", Request: apptest.Request{Path: "/api/collections/users/records", Token: "garbage"}, Status: 200},
-		{Name: "batch", Request: apptest.Request{Method: "POST", Path: "/api/v1/batch", Token: "garbage", Body: `{"requests":[]}`}, Status: 401},
-		{Name: "realtime", Request: apptest.Request{Method: "POST", Path: "/api/v1/realtime", Token: "garbage", Body: `{}`}, Status: 401},
-		{Name: "unknown route", Request: apptest.Request{Path: "/api/v1/nothing", Token: "garbage"}, Status: 401},
-		{Name: "refresh of a bad token", Request: apptest.Request{Method: "POST", Path: "/api/v1/collections/users/auth-refresh", Token: "garbage"}, Status: 401},
-		{Name: "auth methods", Request: apptest.Request{Path: "/api/v1/collections/users/auth-methods", Token: "garbage"}, Status: 200},
-		{Name: "password reset", Request: apptest.Request{Method: "POST", Path: "/api/v1/collections/users/request-password-reset", Token: "garbage", Body: `{"email":"nobody@example.test"}`}, Status: http.StatusNoContent},
-		{
-			Name: "sign in again with an old token still attached", Request: apptest.Request{Method: "POST", Path: signIn, Token: "garbage", Body: `{"identity":"ada@example.test","password":"` + apptest.Password + `"}`},
-			Before: func(t testing.TB, app *apptest.App, _ *apptest.Request) { app.User(t, "ada@example.test") }, Status: 200,
-		},
-	})
+	garbage := func(*testing.T, *fixture) string { return "garbage" }
+	get := func(path string) apptest.Request { return apptest.Request{Path: path} }
+	post := func(path, body string) apptest.Request {
+		return apptest.Request{Method: http.MethodPost, Path: path, Body: body}
+	}
+	for name, c := range map[string]struct {
+		request apptest.Request
+		token   func(t *testing.T, f *fixture) string
+		status  int
+		code    string
+	}{
+		"none":                         {get(list), func(*testing.T, *fixture) string { return "" }, 200, ""},
+		"good":                         {get(list), good, 200, ""},
+		"without the seal":             {get(list), unsealed, 401, sessions.ErrTokenInvalid.Name},
+		"without the seal, as stock":   {get("/api/collections/users/records"), unsealed, 200, ""},
+		"garbage":                      {get(list), garbage, 401, sessions.ErrTokenInvalid.Name},
+		"another scheme":               {get(list), func(*testing.T, *fixture) string { return "Basic YTpi" }, 401, sessions.ErrTokenInvalid.Name},
+		"expired":                      {get(list), expired, 401, sessions.ErrTokenExpired.Name},
+		"password changed":             {get(list), changed, 401, sessions.ErrTokenInvalid.Name},
+		"user deleted":                 {get(list), deleted, 401, sessions.ErrTokenInvalid.Name},
+		"a guest below /api, as stock": {get("/api/collections/users/records"), garbage, 200, ""},
+		"batch":                        {post("/api/v1/batch", `{"requests":[]}`), garbage, 401, ""},
+		"realtime":                     {post("/api/v1/realtime", `{}`), garbage, 401, ""},
+		"unknown route":                {get("/api/v1/nothing"), garbage, 401, ""},
+		"refresh of a bad token":       {post("/api/v1/collections/users/auth-refresh", ""), garbage, 401, ""},
+		"auth methods":                 {get("/api/v1/collections/users/auth-methods"), garbage, 200, ""},
+		"password reset":               {post("/api/v1/collections/users/request-password-reset", `{"email":"nobody@example.test"}`), garbage, 204, ""},
+		"sign in with an old one":      {post(signIn, `{"identity":"`+email+`","password":"`+apptest.Password+`"}`), func(t *testing.T, f *fixture) string { f.User(t, email); return "garbage" }, 200, ""},
+		"refresh with an old one":      {post("/api/v1/auth/refresh", `{"refreshToken":"x"}`), garbage, 401, sessions.ErrRefreshInvalid.Name},
+		"discovery with an old one":    {get("/.well-known/jwks.json"), garbage, 200, ""},
+		"own route without a token":    {get("/api/v1/auth/sessions"), func(*testing.T, *fixture) string { return "" }, 401, "api.unauthorized"},
+		"sign out without a token":     {post("/api/v1/auth/logout", ""), func(*testing.T, *fixture) string { return "" }, 204, ""},
+		"sign out with an old one":     {post("/api/v1/auth/logout", ""), garbage, 204, ""},
+		"unknown members are told":     {post("/api/v1/auth/refresh", `{"refresh_token":"x"}`), garbage, 400, "api.validation_failed"},
+		"a body that is not JSON":      {post("/api/v1/auth/refresh", `refreshToken=x`), garbage, 400, "api.body_malformed"},
+		"a wrong type":                 {post("/api/v1/auth/refresh", `{"refreshToken":5}`), garbage, 400, "api.validation_failed"},
+		"introspection without a key":  {post("/api/v1/auth/introspect", "token=x"), func(*testing.T, *fixture) string { return "" }, 401, "api.unauthorized"},
+		"impersonation by a user":      {post("/api/v1/auth/impersonate", `{}`), good, 403, "api.forbidden"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := start(t)
+			c.request.Token = c.token(t, f)
+			r := f.Do(t, c.request)
+			if r.Status != c.status || c.code != "" && r.Code() != c.code {
+				t.Fatalf("%d %s, want %d %s", r.Status, r.Body, c.status, c.code)
+			}
+			if strings.HasPrefix(c.code, "sessions.token_") {
+				challenged(t, r)
+			}
+		})
+	}
 }
 
 // A collection or record that is named like an authentication method must not open a way around the check.

@@ -68,7 +68,7 @@ func parse(target reflect.Value, text string) error {
 			return errors.New("must be a finite number")
 		}
 	case *time.Duration:
-		*v, err = parseDuration(trimmed)
+		*v, err = ParseDuration(trimmed)
 	case *[]netip.Prefix:
 		*v, err = parsePrefixes(text)
 	case *Bytes:
@@ -95,8 +95,8 @@ func splitList(text string) []string {
 	return items
 }
 
-// parseDuration is time.ParseDuration with leading whole days ("30d", "1d12h") and without negative results.
-func parseDuration(text string) (time.Duration, error) {
+// ParseDuration is time.ParseDuration with leading whole days ("30d", "1d12h") and without negative results.
+func ParseDuration(text string) (time.Duration, error) {
 	bad := errors.New("must be a duration such as 500ms, 30s, 15m, 12h or 30d, at most 106751d")
 	days, rest, hasDays := strings.Cut(text, "d")
 	if !hasDays {

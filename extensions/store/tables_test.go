@@ -62,6 +62,8 @@ func TestTableVersion(t *testing.T) {
 		{"with", true, false, single(p.write, "WITH a AS (SELECT 1) UPDATE users SET name = 'e'")},
 		{"the read pool", true, true, single(p.read, "UPDATE users SET name = 'f'")},
 		{"another process", true, true, single(other.write, "UPDATE users SET name = 'g'")},
+		{"a trigger that only refuses", true, true, single(p.write, "CREATE TRIGGER no BEFORE DELETE ON notes BEGIN SELECT RAISE(ABORT, 'kept'); END")},
+		{"a write beside it", false, true, single(p.write, "INSERT INTO notes (title) VALUES ('plain')")},
 		{"a trigger appears", true, true, single(p.write, "CREATE TRIGGER tr AFTER INSERT ON notes BEGIN UPDATE users SET name = new.title; END")},
 		{"a write of a trigger", true, true, single(p.write, "INSERT INTO notes (title) VALUES ('by trigger')")},
 		{"the trigger goes", true, true, single(p.write, "DROP TRIGGER tr")},

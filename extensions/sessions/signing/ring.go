@@ -230,8 +230,17 @@ func (r *Ring) JWKS() ([]byte, error) {
 func (r *Ring) Maintain() error { return r.advance(r.app, false) }
 
 // Rotate makes the standby key sign from now on. It does so at once, also when the standby key has been published for
-// less than [CacheAge]: verifiers ask for the keys again when they meet an unknown one.
-func (r *Ring) Rotate() error { return r.advance(r.app, true) }
+// less than [CacheAge]: verifiers ask for the keys again when they meet an unknown one. With drop, retired keys are
+// removed, the present one among them, and the tokens that they have signed end.
+func (r *Ring) Rotate(drop bool) error {
+	return r.app.RunInTransaction(func(tx core.App) error {
+		err := r.advance(tx, true)
+		if err == nil && drop {
+			_, err = tx.NonconcurrentDB().Delete(Table, dbx.HashExp{"state": Retired}).Execute()
+		}
+		return err
+	})
+}
 
 // advance moves the keys on by one step, in one transaction: active to retired, standby to active, a new standby. Two
 // processes that do it at once take turns, and without force the second finds nothing to do.
