@@ -12,12 +12,14 @@ import (
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
 	"github.com/satchelbase/satchel/extensions/metrics"
+	"github.com/satchelbase/satchel/extensions/passkeys"
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
 	"github.com/satchelbase/satchel/extensions/secrets"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
+	"github.com/satchelbase/satchel/extensions/totp"
 )
 
 // general holds the settings that belong to no feature.
@@ -65,7 +67,9 @@ type config struct {
 	sessions  sessions.Config
 	memory    memory.Config
 	metrics   metrics.Config
+	passkeys  passkeys.Config
 	store     store.Config
+	totp      totp.Config
 }
 
 func read(s *settings.Settings) config {
@@ -84,6 +88,8 @@ func read(s *settings.Settings) config {
 		sessions:  settings.Section[sessions.Config](s, "sessions"),
 		memory:    settings.Section[memory.Config](s, "memory"),
 		metrics:   settings.Section[metrics.Config](s, "metrics"),
+		passkeys:  settings.Section[passkeys.Config](s, "passkeys"),
 		store:     settings.Section[store.Config](s, "db"),
+		totp:      settings.Section[totp.Config](s, "totp"),
 	}
 }

@@ -4,12 +4,9 @@ package main
 
 import (
 	"embed"
-	"io/fs"
-	"log/slog"
 	"os"
 
 	"github.com/pocketbase/pocketbase"
-	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
@@ -27,6 +24,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/memory"
 	"github.com/satchelbase/satchel/extensions/metrics"
 	"github.com/satchelbase/satchel/extensions/oauth"
+	"github.com/satchelbase/satchel/extensions/passkeys"
 	"github.com/satchelbase/satchel/extensions/program"
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
@@ -35,7 +33,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
-	"github.com/satchelbase/satchel/hooks"
+	"github.com/satchelbase/satchel/extensions/totp"
 	_ "github.com/satchelbase/satchel/migrations"
 )
 
@@ -68,23 +66,14 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensi
 		oauth.New(sess, apikeys.Allow(apikeys.ScopeIntrospect)),
 		impersonation.New(sess),
 		guard.New(cfg.guard, guard.Deps{KnownDevice: sess.KnownDevice, Audit: audit.Note, EmailTaken: sessions.ErrEmailTaken}),
+		totp.New(cfg.totp, totp.Deps{Vault: vault, Recent: sess.RequireRecent(), Audit: audit.Note, Exempt: []string{passkeys.Method}}),
+		passkeys.New(cfg.passkeys, passkeys.Deps{
+			PublicURL: cfg.general.PublicURL, Recent: sess.RequireRecent(), Audit: audit.Note, Public: program.Files(pb, site()),
+		}),
 		records.New(cfg.records, db),
 		health.New(cfg.health, all),
 		demo.New(),
-		rules.New(func(dataDir string) (core.App, error) {
-			db, err := store.Open(cfg.store, store.Options{})
-			if err != nil {
-				return nil, err
-			}
-			app, err := program.Sandbox(pb, dataDir, db.Connect)
-			if err != nil {
-				return nil, err
-			}
-			copied := cfg
-			copied.secrets = cfg.secrets.Sandbox(pb.DataDir())
-			_, _, _, err = install(copied, pb, app, db)
-			return app, err
-		}),
+		rules.New(sandbox(cfg, pb)),
 		deploy.New(),
 		doctor.New(all, doctor.Info{
 			Settings: cfg.settings, Production: cfg.general.production(), DataDir: pb.DataDir, Addr: func() string { return cfg.general.HTTP },
@@ -92,19 +81,6 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensi
 		}),
 	}
 	return list, sess
-}
-
-// install binds the features and the app's own hooks to an application that is not open yet.
-func install(cfg config, pb *pocketbase.PocketBase, app core.App, db *store.Store) (*extensions.Host, []extensions.Extension, *sessions.Sessions, error) {
-	h := &extensions.Host{
-		App: app, Version: version, Production: cfg.general.production(), Logger: slog.New(logs.Handler(os.Stderr, cfg.logs)),
-	}
-	list, sess := features(cfg, pb, db)
-	if err := extensions.Install(h, list); err != nil {
-		return nil, nil, nil, err
-	}
-	hooks.Bind(app, hooks.Deps{})
-	return h, list, sess, nil
 }
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -115,17 +91,13 @@ func run(args []string) int {
 		return cli.Report(os.Stderr, cli.Fail(cli.ExitUsage, "the file .env cannot be read", err.Error(), "mend it or move it away"), false)
 	}
 	cfg := read(settings.Load(append(file, os.Environ()...)))
-	site, err := fs.Sub(public, "pb_public")
-	if err != nil {
-		return cli.Report(os.Stderr, err, false)
-	}
 	db, err := store.Open(cfg.store, storeOptions())
 	if err != nil {
 		return cli.Report(os.Stderr, err, false)
 	}
 	info := program.Info{
 		Version: version, DataDir: cfg.general.DataDir, HTTP: cfg.general.HTTP, Queries: cfg.general.Queries,
-		Public: site, DBConnect: db.Connect,
+		Public: site(), DBConnect: db.Connect,
 	}
 	pb := program.New(info, args)
 	h, list, sess, err := install(cfg, pb, pb, db)
