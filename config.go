@@ -10,6 +10,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
 	"github.com/satchelbase/satchel/extensions/metrics"
+	"github.com/satchelbase/satchel/extensions/passwords"
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
 	"github.com/satchelbase/satchel/extensions/settings"
@@ -42,6 +43,7 @@ type config struct {
 	api       api.Config
 	authcache authcache.Config
 	logs      logs.Config
+	passwords passwords.Config
 	ratelimit ratelimit.Config
 	records   records.Config
 	health    health.Config
@@ -57,6 +59,7 @@ func read(s *settings.Settings) config {
 		api:       settings.Section[api.Config](s, "api"),
 		authcache: settings.Section[authcache.Config](s, "authcache"),
 		logs:      settings.Section[logs.Config](s, "logs"),
+		passwords: settings.Section[passwords.Config](s, "passwords"),
 		ratelimit: settings.Section[ratelimit.Config](s, "ratelimit"),
 		records:   settings.Section[records.Config](s, "records"),
 		health:    settings.Section[health.Config](s, "health"),

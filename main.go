@@ -24,6 +24,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
 	"github.com/satchelbase/satchel/extensions/metrics"
+	"github.com/satchelbase/satchel/extensions/passwords"
 	"github.com/satchelbase/satchel/extensions/program"
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
@@ -55,6 +56,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) []extensio
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, nil)),
 		audit.New(),
 		apikeys.New(),
+		passwords.New(passwords.NewHasher(cfg.passwords)),
 		sessions.New(),
 		records.New(cfg.records, db),
 		health.New(cfg.health, all),
