@@ -14,9 +14,13 @@ import (
 	"golang.org/x/crypto/blowfish"
 )
 
-// slice is how long hashing keeps its processor before others may have it. The scheduler itself takes a processor away
-// only after 10 ms, which is how long every other request behind a login would wait, again and again.
-const slice = 500 * time.Microsecond
+// Hashing keeps its processor for a slice before others may have it. The scheduler itself takes a processor away only
+// after 10 ms, which is how long every other request behind a login would wait, again and again. On a server that never
+// idles a slice becomes as long as the wait before it was, up to the longest, so that logins are slow and not starved.
+const (
+	slice        = 500 * time.Microsecond
+	longestSlice = 2 * time.Millisecond
+)
 
 // restEvery is after how many slices hashing sleeps on a machine with one processor; see breathe.
 const restEvery = 8
@@ -92,19 +96,21 @@ func sum(ctx context.Context, password string, salt []byte, cost int) (string, e
 		return "", fmt.Errorf("start cipher: %w", err)
 	}
 	var pauses int
-	last := time.Now()
+	last, length := time.Now(), slice
 	for range uint64(1) << cost {
 		blowfish.ExpandKey(key, cipher)
 		blowfish.ExpandKey(salt, cipher)
-		if time.Since(last) < slice {
+		if time.Since(last) < length {
 			continue
 		}
 		if err := ctx.Err(); err != nil {
 			return "", err
 		}
 		pauses++
+		before := time.Now()
 		breathe(pauses)
 		last = time.Now()
+		length = min(max(slice, last.Sub(before)), longestSlice)
 	}
 	text := []byte(magic)
 	for i := 0; i < len(text); i += blowfish.BlockSize {
