@@ -11,7 +11,7 @@ import (
 	"strconv"
 	"time"
 
-	"golang.org/x/crypto/blowfish"
+	"golang.org/x/crypto/blowfish" //nolint:staticcheck // deprecated for new ciphers; bcrypt is made of this one
 )
 
 // Hashing keeps its processor for a slice before others may have it. The scheduler itself takes a processor away only

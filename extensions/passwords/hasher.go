@@ -35,22 +35,14 @@ func NewHasher(cfg Config) *Hasher {
 }
 
 // Enter waits until this request may hash passwords; leave gives the right back and must be called. Its error is the
-// answer for the client: 503 passwords.busy, or that the client has gone. A request that has the right already gets it
+// answer for the client, 503 passwords.busy. A request that has the right already gets it
 // again at once. Hold it for as short as possible, and never across a call to somebody else's server.
 func (h *Hasher) Enter(e *core.RequestEvent) (leave func(), err error) {
 	if entered, _ := e.Get(enteredKey).(bool); entered {
 		return func() {}, nil
 	}
-	err = h.queue.enter(e.Request.Context(), network(e.RealIP()))
-	if errors.Is(err, errBusy) {
-		h.refused.Add(1)
-		p := api.Fail(ErrBusy, "try again in a moment")
-		// A part of the longest wait, so that clients that were refused together do not return together.
-		p.RetryAfter = time.Second + rand.N(h.cfg.Wait)
-		return nil, p
-	}
-	if err != nil {
-		return nil, err
+	if err := h.queue.enter(e.Request.Context(), network(e.RealIP())); err != nil {
+		return nil, h.busy(err)
 	}
 	h.hashed.Add(1)
 	e.Set(enteredKey, true)
@@ -58,6 +50,16 @@ func (h *Hasher) Enter(e *core.RequestEvent) (leave func(), err error) {
 		e.Set(enteredKey, false)
 		h.queue.leave()
 	}, nil
+}
+
+// busy is the answer when the turn did not come, or the request's time was up before the password was checked. A plain
+// error would be 400 on PocketBase's paths, which reads like a wrong password.
+func (h *Hasher) busy(cause error) error {
+	h.refused.Add(1)
+	p := api.Fail(ErrBusy, "try again in a moment").Because(cause)
+	// A part of the longest wait, so that clients that were refused together do not return together.
+	p.RetryAfter = time.Second + rand.N(h.cfg.Wait) //nolint:gosec // no secret: it spreads clients over time
+	return p
 }
 
 // Verify reports whether the password is that of the account, which may be nil: that takes the same time as a wrong
@@ -69,12 +71,21 @@ func (h *Hasher) Verify(e *core.RequestEvent, collection *core.Collection, accou
 		return false, err
 	}
 	defer leave()
-	ctx, cost := e.Request.Context(), costOf(collection)
+	ok, err := h.verify(e, costOf(collection), account, password)
+	if err != nil {
+		return false, h.busy(err)
+	}
+	return ok, nil
+}
+
+// verify has the right to hash. Its error is that of the request's context.
+func (h *Hasher) verify(e *core.RequestEvent, cost int, account *core.Record, password string) (bool, error) {
+	ctx := e.Request.Context()
 	stored, ok := storedHash(account)
 	if !ok {
 		return false, waste(ctx, cost)
 	}
-	ok, err = stored.matches(ctx, password)
+	ok, err := stored.matches(ctx, password)
 	if err != nil {
 		return false, err
 	}

@@ -29,6 +29,7 @@ import (
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
+	"golang.org/x/crypto/bcrypt"
 
 	"github.com/satchelbase/satchel/extensions"
 )
@@ -143,6 +144,12 @@ func (h *Hasher) checkCost(_ context.Context, host *extensions.Host) extensions.
 		return extensions.Result{
 			Level: extensions.Warn, Message: fmt.Sprintf("below %d in %s", h.cfg.Cost, strings.Join(low, ", ")),
 			Next: "restart the server; its log says why the cost could not be raised",
+		}
+	}
+	if host.Production && h.cfg.Cost < bcrypt.DefaultCost {
+		return extensions.Result{
+			Level: extensions.Warn, Message: fmt.Sprintf("bcrypt %d is for tests: stolen hashes are guessed quickly", h.cfg.Cost),
+			Next: "remove SATCHEL_PASSWORDS_COST, or set it to 12",
 		}
 	}
 	return extensions.Result{Level: extensions.OK, Message: fmt.Sprintf("bcrypt %d in %d collections, %d at once", h.cfg.Cost, len(collections), h.cfg.slots())}

@@ -290,6 +290,31 @@ func TestBusy(t *testing.T) {
 	}
 }
 
+// A login whose time is up, in the queue or while it is checked, is no wrong password.
+func TestDeadline(t *testing.T) {
+	h := NewHasher(config(func(c *Config) { c.Concurrency = 1 }))
+	short := settings.Defaults[api.Config]()
+	short.Deadline = 200 * time.Millisecond
+	app := apptest.New(t, api.New(short), New(h))
+	app.User(t, "ann@example.test")
+	login := credentials("ann@example.test", another)
+	login.Path = "/api/collections/users/auth-with-password"
+	expect := func(where string) {
+		t.Helper()
+		if r := app.Do(t, login); r.Status != http.StatusServiceUnavailable || r.Header.Get("Retry-After") == "" {
+			t.Errorf("%s: status %d: %s", where, r.Status, r.Body)
+		}
+	}
+	leave := occupy(t, h)
+	expect("in the queue")
+	leave()
+	setCost(t, app, "users", 16)
+	expect("while checked")
+	if h.queue.free != 1 {
+		t.Errorf("%d slots", h.queue.free)
+	}
+}
+
 // A handler that checks a password inside a request that was admitted already does not wait for itself.
 func TestEnteredOnce(t *testing.T) {
 	h := oneSlot()
@@ -341,10 +366,15 @@ func TestCost(t *testing.T) {
 			t.Errorf("asked for %d: %d, want %d, %v", asked, cost("staff"), want, err)
 		}
 	}
-	if r := (NewHasher(config(func(c *Config) { c.Cost = 7 }))).checkCost(t.Context(), app.Host); r.Level != extensions.Warn || !strings.Contains(r.Message, "users") {
+	if r := NewHasher(config(func(c *Config) { c.Cost = 7 })).checkCost(t.Context(), app.Host); r.Level != extensions.Warn || !strings.Contains(r.Message, "users") {
 		t.Errorf("check: %+v", r)
 	}
-	if r := (NewHasher(config())).checkCost(t.Context(), app.Host); r.Level != extensions.OK {
+	if r := NewHasher(config()).checkCost(t.Context(), app.Host); r.Level != extensions.OK {
+		t.Errorf("check: %+v", r)
+	}
+	production := *app.Host
+	production.Production = true
+	if r := NewHasher(config()).checkCost(t.Context(), &production); r.Level != extensions.Warn {
 		t.Errorf("check: %+v", r)
 	}
 	ann, _ := app.User(t, "ann@example.test")
