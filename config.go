@@ -13,6 +13,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/memory"
 	"github.com/satchelbase/satchel/extensions/metrics"
 	"github.com/satchelbase/satchel/extensions/passkeys"
+	"github.com/satchelbase/satchel/extensions/passwords"
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
 	"github.com/satchelbase/satchel/extensions/secrets"
@@ -59,6 +60,7 @@ type config struct {
 	api       api.Config
 	authcache authcache.Config
 	logs      logs.Config
+	passwords passwords.Config
 	ratelimit ratelimit.Config
 	records   records.Config
 	secrets   secrets.Config
@@ -81,6 +83,7 @@ func read(s *settings.Settings) config {
 		api:       settings.Section[api.Config](s, "api"),
 		authcache: settings.Section[authcache.Config](s, "authcache"),
 		logs:      settings.Section[logs.Config](s, "logs"),
+		passwords: settings.Section[passwords.Config](s, "passwords"),
 		ratelimit: settings.Section[ratelimit.Config](s, "ratelimit"),
 		records:   settings.Section[records.Config](s, "records"),
 		guard:     settings.Section[guard.Config](s, "guard"),

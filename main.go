@@ -25,6 +25,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/metrics"
 	"github.com/satchelbase/satchel/extensions/oauth"
 	"github.com/satchelbase/satchel/extensions/passkeys"
+	"github.com/satchelbase/satchel/extensions/passwords"
 	"github.com/satchelbase/satchel/extensions/program"
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
@@ -46,9 +47,9 @@ var version = "dev"
 // features lists what this program can do. The order is that of start-up; the first is outermost around a request.
 func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensions.Extension, *sessions.Sessions) {
 	var list []extensions.Extension
-	vault := secrets.NewVault()
+	vault, hasher := secrets.NewVault(), passwords.NewHasher(cfg.passwords)
 	sess := sessions.New(cfg.sessions, sessions.Deps{
-		Vault: vault, Version: db.TableVersion, PublicURL: cfg.general.PublicURL,
+		Vault: vault, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Password: hasher.Verify, SecondFactor: totp.Enabled,
 	})
 	all := func() []extensions.Extension { return list }
 	list = []extensions.Extension{
@@ -66,6 +67,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensi
 		oauth.New(sess, apikeys.Allow(apikeys.ScopeIntrospect)),
 		impersonation.New(sess),
 		guard.New(cfg.guard, guard.Deps{KnownDevice: sess.KnownDevice, Audit: audit.Note, EmailTaken: sessions.ErrEmailTaken}),
+		passwords.New(hasher),
 		totp.New(cfg.totp, totp.Deps{Vault: vault, Recent: sess.RequireRecent(), Audit: audit.Note, Exempt: []string{passkeys.Method}}),
 		passkeys.New(cfg.passkeys, passkeys.Deps{
 			PublicURL: cfg.general.PublicURL, Recent: sess.RequireRecent(), Audit: audit.Note, Public: program.Files(pb, site()),

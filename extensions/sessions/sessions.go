@@ -54,6 +54,12 @@ type Deps struct {
 
 	// PublicURL is where apps reach the server; empty takes the address it listens on.
 	PublicURL string
+
+	// Password checks the password of an account; nil leaves that to PocketBase.
+	Password func(e *core.RequestEvent, collection *core.Collection, account *core.Record, password string) (bool, error)
+
+	// SecondFactor reports whether an account needs more than one credential to sign in; nil means none does.
+	SecondFactor func(app core.App, account *core.Record) (bool, error)
 }
 
 // Sessions is the feature. It is safe for concurrent use once it is bound to an application.
