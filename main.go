@@ -17,8 +17,10 @@ import (
 	"github.com/satchelbase/satchel/extensions/cli"
 	"github.com/satchelbase/satchel/extensions/demo"
 	"github.com/satchelbase/satchel/extensions/deploy"
+	"github.com/satchelbase/satchel/extensions/dev"
 	"github.com/satchelbase/satchel/extensions/doctor"
 	"github.com/satchelbase/satchel/extensions/health"
+	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
 	"github.com/satchelbase/satchel/extensions/metrics"
@@ -52,6 +54,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) []extensio
 		ratelimit.New(cfg.ratelimit),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, nil)),
 		sessions.New(),
+		identities.New(cfg.identities, identities.Deps{}),
 		records.New(cfg.records, db),
 		health.New(cfg.health, all),
 		demo.New(),
@@ -68,6 +71,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) []extensio
 			return app, err
 		}),
 		deploy.New(),
+		dev.New(),
 		doctor.New(all, doctor.Info{
 			Settings: cfg.settings, Production: cfg.general.production(), DataDir: pb.DataDir, Addr: func() string { return cfg.general.HTTP },
 			PublicURL: cfg.general.PublicURL, TrustedProxies: len(cfg.api.TrustedProxies),

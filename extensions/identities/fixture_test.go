@@ -100,17 +100,22 @@ func (w *world) config(t testing.TB, more ...string) identities.Config {
 
 func (w *world) start(t testing.TB, more ...string) *apptest.App {
 	t.Helper()
-	app := apptest.New(t, api.New(settings.Defaults[api.Config]()), sessions.New(), identities.New(w.config(t, more...), w.deps()))
-	emailOptional(t, app)
-	return app
+	return open(t, identities.New(w.config(t, more...), w.deps()))
 }
 
-// emailOptional lets users be who have no address.
-func emailOptional(t testing.TB, app *apptest.App) {
+// open starts an application whose users may have no address. A migration makes it so, because that is done once and not
+// in every test.
+func open(t testing.TB, x extensions.Extension) *apptest.App {
 	t.Helper()
-	users(t, app, func(c *core.Collection) {
+	optional := extensions.Extension{Name: "optional", Migrations: []extensions.Migration{{Unix: 1795320099, What: "email", Up: func(app core.App) error {
+		c, err := app.FindCollectionByNameOrId("users")
+		if err != nil {
+			return err
+		}
 		c.Fields.GetByName(core.FieldNameEmail).(*core.EmailField).Required = false
-	})
+		return app.Save(c)
+	}}}}
+	return apptest.New(t, api.New(settings.Defaults[api.Config]()), sessions.New(), x, optional)
 }
 
 func users(t testing.TB, app *apptest.App, change func(c *core.Collection)) {

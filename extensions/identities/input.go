@@ -54,8 +54,12 @@ func readInput(e *core.RequestEvent) (input, error) {
 		max      int
 		required bool
 	}{
-		{"provider", &in.Provider, maxName, true}, {"idToken", &in.IDToken, maxToken, true}, {"nonce", &in.Nonce, maxText, false},
-		{"accessToken", &in.AccessToken, maxToken, false}, {"collection", &in.Collection, maxName, false}, {"mfaId", &in.mfaID, maxName, false},
+		{"provider", &in.Provider, maxName, true},
+		{"idToken", &in.IDToken, maxToken, true},
+		{"nonce", &in.Nonce, maxText, false},
+		{"accessToken", &in.AccessToken, maxToken, false},
+		{"collection", &in.Collection, maxName, false},
+		{"mfaId", &in.mfaID, maxName, false},
 	}
 	var wrong []api.FieldError
 	for _, f := range fields {

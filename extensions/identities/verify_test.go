@@ -12,7 +12,6 @@ import (
 	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
 	"github.com/satchelbase/satchel/extensions/internal/stubs/idp"
-	"github.com/satchelbase/satchel/extensions/settings"
 )
 
 func at(d time.Duration) int64 { return time.Now().Add(d).Unix() }
@@ -198,9 +197,7 @@ func TestPresets(t *testing.T) {
 		"SUPABASE_URL=https://example.supabase.co", "MICROSOFT_TENANT=" + tenant, "MICROSOFT_AUDIENCES=client",
 	}
 	start := func(t testing.TB) *apptest.App {
-		app := apptest.New(t, api.New(settings.Defaults[api.Config]()), identities.NewAt(w.config(t, all...), w.deps(), w.JWKS()))
-		emailOptional(t, app)
-		return app
+		return open(t, identities.NewAt(w.config(t, all...), w.deps(), w.JWKS()))
 	}
 	google := map[string]any{"iss": "https://accounts.google.com", "aud": "web", "azp": "android", "nonce": "n", "email": "ada@gmail.com", "email_verified": true}
 	apple := map[string]any{"iss": "https://appleid.apple.com", "aud": "com.example.app", "nonce": sha("n"), "email": "ada@icloud.com", "email_verified": "true"}

@@ -49,7 +49,9 @@ type UnavailableError struct {
 }
 
 // Error names the cause.
-func (e *UnavailableError) Error() string { return "the issuer's keys cannot be had: " + e.Cause.Error() }
+func (e *UnavailableError) Error() string {
+	return "the issuer's keys cannot be had: " + e.Cause.Error()
+}
 
 // Unwrap returns the cause.
 func (e *UnavailableError) Unwrap() error { return e.Cause }
