@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"github.com/pocketbase/pocketbase/core"
-	"github.com/pocketbase/pocketbase/tools/types"
 
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/identities"
@@ -233,15 +232,15 @@ func TestNewUsers(t *testing.T) {
 	token := func(extra map[string]any) apptest.Request { return post(exchange, body(w.token(t, "ada", extra))) }
 	apptest.Run(t, func(t testing.TB) *apptest.App { return w.start(t) }, []apptest.Scenario{
 		{Name: "nobody may create", Request: token(nil), Before: rule(nil), Status: 403, Code: api.ErrForbidden.Name, After: nothing},
-		{Name: "a rule that fits", Request: token(mail(ada)), Before: rule(types.Pointer(`@request.context = "oauth2" && @request.body.email:isset = true`)), Status: 200},
-		{Name: "a rule that does not", Request: token(nil), Before: rule(types.Pointer(`@request.body.email:isset = true`)), Status: 403, After: nothing},
+		{Name: "a rule that fits", Request: token(mail(ada)), Before: rule(new(`@request.context = "oauth2" && @request.body.email:isset = true`)), Status: 200},
+		{Name: "a rule that does not", Request: token(nil), Before: rule(new(`@request.body.email:isset = true`)), Status: 403, After: nothing},
 		{Name: "the name", Request: token(map[string]any{"name": "Ada"}), Status: 200, Contains: []string{`"name":"Ada"`}},
 		{Name: "a name that does not fit", Request: token(map[string]any{"name": long(256)}), Status: 200, Contains: []string{`"name":""`}},
 		{Name: "an address is needed", Request: token(nil), Before: func(t testing.TB, app *apptest.App, _ *apptest.Request) {
 			users(t, app, func(c *core.Collection) { c.Fields.GetByName("email").(*core.EmailField).Required = true })
 		}, Status: 400, Code: api.ErrValidation.Name, Contains: []string{`"field":"email"`}, After: nothing},
 		{Name: "an auth rule that refuses", Request: token(nil), Before: func(t testing.TB, app *apptest.App, _ *apptest.Request) {
-			users(t, app, func(c *core.Collection) { c.AuthRule = types.Pointer(`email != ""`) })
+			users(t, app, func(c *core.Collection) { c.AuthRule = new(`email != ""`) })
 		}, Status: 403},
 		{Name: "fields cannot cut the session out", Request: func() apptest.Request {
 			r := token(nil)
@@ -377,7 +376,7 @@ func TestCollections(t *testing.T) {
 	w := newWorld(t)
 	app := w.start(t, "COLLECTIONS=users,members")
 	members := core.NewAuthCollection("members")
-	members.CreateRule = types.Pointer("")
+	members.CreateRule = new("")
 	members.Fields.Add(&core.EmailField{Name: "email", System: true})
 	if err := app.Save(members); err != nil {
 		t.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/base64"
+	"maps"
 	"strconv"
 	"testing"
 	"time"
@@ -248,9 +249,7 @@ func TestPresets(t *testing.T) {
 			app := start(t)
 			extra := map[string]any{}
 			for _, m := range []map[string]any{c.base, c.change} {
-				for k, v := range m {
-					extra[k] = v
-				}
+				maps.Copy(extra, m)
 			}
 			b := map[string]any{"provider": c.provider, "idToken": w.sign(t, c.alg, w.Claims("ada", extra), nil)}
 			if c.nonce != "" {
