@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/attestation"
 	"github.com/satchelbase/satchel/extensions/authcache"
 	"github.com/satchelbase/satchel/extensions/health"
 	"github.com/satchelbase/satchel/extensions/identities"
@@ -38,33 +39,35 @@ func (g general) production() bool { return g.Mode == "production" }
 
 // config is every section of the settings.
 type config struct {
-	settings   *settings.Settings
-	general    general
-	api        api.Config
-	authcache  authcache.Config
-	logs       logs.Config
-	ratelimit  ratelimit.Config
-	records    records.Config
-	health     health.Config
-	identities identities.Config
-	memory     memory.Config
-	metrics    metrics.Config
-	store      store.Config
+	settings    *settings.Settings
+	general     general
+	api         api.Config
+	attestation attestation.Config
+	authcache   authcache.Config
+	logs        logs.Config
+	ratelimit   ratelimit.Config
+	records     records.Config
+	health      health.Config
+	identities  identities.Config
+	memory      memory.Config
+	metrics     metrics.Config
+	store       store.Config
 }
 
 func read(s *settings.Settings) config {
 	return config{
-		settings:   s,
-		general:    settings.Section[general](s, ""),
-		api:        settings.Section[api.Config](s, "api"),
-		authcache:  settings.Section[authcache.Config](s, "authcache"),
-		logs:       settings.Section[logs.Config](s, "logs"),
-		ratelimit:  settings.Section[ratelimit.Config](s, "ratelimit"),
-		records:    settings.Section[records.Config](s, "records"),
-		health:     settings.Section[health.Config](s, "health"),
-		identities: settings.Section[identities.Config](s, "identities"),
-		memory:     settings.Section[memory.Config](s, "memory"),
-		metrics:    settings.Section[metrics.Config](s, "metrics"),
-		store:      settings.Section[store.Config](s, "db"),
+		settings:    s,
+		general:     settings.Section[general](s, ""),
+		api:         settings.Section[api.Config](s, "api"),
+		attestation: settings.Section[attestation.Config](s, "attestation"),
+		authcache:   settings.Section[authcache.Config](s, "authcache"),
+		logs:        settings.Section[logs.Config](s, "logs"),
+		ratelimit:   settings.Section[ratelimit.Config](s, "ratelimit"),
+		records:     settings.Section[records.Config](s, "records"),
+		health:      settings.Section[health.Config](s, "health"),
+		identities:  settings.Section[identities.Config](s, "identities"),
+		memory:      settings.Section[memory.Config](s, "memory"),
+		metrics:     settings.Section[metrics.Config](s, "metrics"),
+		store:       settings.Section[store.Config](s, "db"),
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/attestation"
 	"github.com/satchelbase/satchel/extensions/authcache"
 	"github.com/satchelbase/satchel/extensions/cli"
 	"github.com/satchelbase/satchel/extensions/demo"
@@ -54,6 +55,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) []extensio
 		ratelimit.New(cfg.ratelimit),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, nil)),
 		sessions.New(),
+		attestation.New(cfg.attestation),
 		identities.New(cfg.identities, identities.Deps{}),
 		records.New(cfg.records, db),
 		health.New(cfg.health, all),

@@ -46,7 +46,7 @@ func TestConfig(t *testing.T) {
 		"PROVIDERS=microsoft MICROSOFT_TENANT=11111111-2222-3333-4444-555555555555 MICROSOFT_AUDIENCES=a EMAIL_TRUST=microsoft": "EMAIL_TRUST",
 	} {
 		var env []string
-		for _, pair := range strings.FieldsSeq(text) {
+		for pair := range strings.FieldsSeq(text) {
 			env = append(env, "SATCHEL_IDENTITIES_"+pair)
 		}
 		s := settings.Load(env)
