@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/satchelbase/satchel/extensions/identities/apple"
 )
 
 // Config is read from SATCHEL_IDENTITIES_*. A provider works when PROVIDERS names it; its own settings say whose tokens it
@@ -21,6 +23,10 @@ type Config struct {
 	GoogleAZP       []string `env:"GOOGLE_AZP" help:"client ids that may ask for them (azp), such as the Android app's; default GOOGLE_AUDIENCES"`
 
 	AppleAudiences []string `env:"APPLE_AUDIENCES" help:"bundle ids and service ids that Apple's tokens are issued for"`
+
+	AppleTeam  string `env:"APPLE_TEAM" help:"team id, with APPLE_KEY_ID and APPLE_KEY: deleting an account then ends the app's access at Apple, as its rules for apps want"`
+	AppleKeyID string `env:"APPLE_KEY_ID" help:"id of the key"`
+	AppleKey   string `env:"APPLE_KEY" secret:"true" help:"private key for Sign in with Apple, the text of the .p8 file"`
 
 	ClerkIssuer    string   `env:"CLERK_ISSUER" help:"frontend API address, such as https://clerk.example.com"`
 	ClerkAudiences []string `env:"CLERK_AUDIENCES" help:"audiences that the JWT template sets; tokens without one are refused"`
@@ -102,6 +108,12 @@ func (c Config) validateProviders(on func(string) bool) []error {
 	}
 	need("google", len(c.GoogleAudiences) > 0, "GOOGLE_AUDIENCES: is needed")
 	need("apple", len(c.AppleAudiences) > 0, "APPLE_AUDIENCES: is needed")
+	if on("apple") && c.AppleTeam+c.AppleKeyID+c.AppleKey != "" {
+		need("apple", c.AppleTeam != "" && c.AppleKeyID != "", "APPLE_TEAM: APPLE_TEAM, APPLE_KEY_ID and APPLE_KEY belong together")
+		if _, err := apple.ParseKey(c.AppleKey); err != nil {
+			problems = append(problems, fmt.Errorf("APPLE_KEY: %w", err))
+		}
+	}
 	need("clerk", secure(c.ClerkIssuer), "CLERK_ISSUER: must be an https address")
 	need("clerk", len(c.ClerkAudiences) > 0, "CLERK_AUDIENCES: is needed")
 	need("auth0", secure(c.Auth0Issuer) && strings.HasSuffix(c.Auth0Issuer, "/"), "AUTH0_ISSUER: must be an https address with a slash at the end")

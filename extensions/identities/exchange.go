@@ -41,6 +41,7 @@ func (s *service) exchange(e *core.RequestEvent) error {
 	if err != nil {
 		return s.refused(e, c, err)
 	}
+	s.keepAppleToken(e, c, out, in.code)
 	device := deviceOf(e.Request)
 	if out.repeated && in.mfaID == "" {
 		if answer, ok := s.answers.get(c.hash, device, out.record); ok {

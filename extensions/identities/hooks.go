@@ -35,6 +35,12 @@ func (s *service) bind(app core.App) {
 	app.OnRecordUpdateExecute().Bind(&hook.Handler[*core.RecordEvent]{Id: "satchelIdentitiesUpdate", Priority: executePriority, Func: authOnly(update)})
 	app.OnRecordCreateExecute().Bind(&hook.Handler[*core.RecordEvent]{Id: "satchelIdentitiesCreate", Priority: executePriority, Func: authOnly(create)})
 	app.OnRecordDeleteExecute().Bind(&hook.Handler[*core.RecordEvent]{Id: "satchelIdentitiesDelete", Priority: executePriority, Func: authOnly(remove)})
+	app.OnRecordAfterDeleteSuccess().Bind(&hook.Handler[*core.RecordEvent]{Id: "satchelIdentitiesDeleted", Func: func(e *core.RecordEvent) error {
+		if e.Record.Collection().IsAuth() {
+			s.revoked.Wake()
+		}
+		return e.Next()
+	}})
 	app.OnCollectionDeleteExecute().Bind(&hook.Handler[*core.CollectionEvent]{Id: "satchelIdentitiesCollection", Func: func(e *core.CollectionEvent) error {
 		if !e.Collection.IsAuth() {
 			return e.Next()
@@ -42,7 +48,7 @@ func (s *service) bind(app core.App) {
 		if err := e.Next(); err != nil {
 			return err
 		}
-		return removeRows(e.App, dbx.HashExp{"collection": e.Collection.Id})
+		return e.App.RunInTransaction(func(app core.App) error { return removeRows(app, dbx.HashExp{"collection": e.Collection.Id}) })
 	}})
 }
 

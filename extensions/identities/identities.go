@@ -7,7 +7,7 @@
 // existing account is entered by its own identity alone, unless the settings say more.
 //
 // Routes: POST /api/v1/auth/exchange (and /api/auth/sync), GET, POST and DELETE /api/v1/auth/identities. Tables:
-// identities_links (who is who), identities_tokens (hashes of tokens that were used, until they expire) and
+// identities_links (who is who), identities_revocations (tokens of Apple to revoke), identities_tokens (hashes of tokens that were used, until they expire) and
 // identities_passwordless (accounts whose password nobody knows). Settings: SATCHEL_IDENTITIES_*.
 //
 // Failure modes: a provider that cannot be reached for its keys is 503 with Retry-After, once the last keys are a day too
@@ -20,9 +20,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
@@ -31,6 +33,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/identities/apple"
 	"github.com/satchelbase/satchel/extensions/internal/jwks"
 	"github.com/satchelbase/satchel/extensions/internal/outbound"
 )
@@ -66,6 +69,11 @@ type Deps struct {
 	// Audit records who did what. Nil: nobody does.
 	Audit func(app core.App, e *core.RequestEvent, action, outcome string, subject *core.Record, details map[string]any) error
 
+	// Seal and Open keep Apple's refresh tokens secret; aad ties a text to its row. Nil: they are not kept, and nothing is
+	// revoked at Apple.
+	Seal func(aad string, plain []byte) (string, error)
+	Open func(aad, sealed string) ([]byte, error)
+
 	// Passkeys reports whether a record can sign in with a passkey. Nil: none can.
 	Passkeys func(app core.App, record *core.Record) (bool, error)
 }
@@ -77,6 +85,12 @@ type service struct {
 	providers []*provider
 	verifiers map[string]*verifier
 	answers   *answers
+	logger    *slog.Logger
+	apple     *apple.Client // nil when its key is not set
+	appleURL  string
+	revoked   *apple.Queue
+	worker    sync.WaitGroup
+	cancel    context.CancelFunc
 }
 
 // New returns the extension. cfg must be valid.
@@ -93,7 +107,7 @@ func newService(cfg Config, deps Deps, providers []*provider) *service {
 			return api.Fail(api.ErrForbidden, "this server cannot tell how recent the sign-in was")
 		}}
 	}
-	return &service{cfg: cfg, deps: deps, providers: providers, answers: newAnswers()}
+	return &service{cfg: cfg, deps: deps, providers: providers, answers: newAnswers(), appleURL: apple.URL, logger: slog.New(slog.DiscardHandler), revoked: apple.NewQueue(revocationsTable)}
 }
 
 func (s *service) extension() extensions.Extension {
@@ -105,13 +119,30 @@ func (s *service) extension() extensions.Extension {
 			ErrProviderUnknown, ErrTokenInvalid, ErrTokenReused, ErrNonceInvalid,
 			ErrAccountExists, ErrLastWayIn, ErrLinkTaken, ErrProviderUnavailable,
 		},
-		Tables:     []string{linksTable, tokensTable, passwordlessTable},
+		Tables:     []string{linksTable, tokensTable, revocationsTable, passwordlessTable},
 		Migrations: migrations(),
 		Bind: func(h *extensions.Host) error {
+			s.logger = h.Logger
 			s.bind(h.App)
 			return nil
 		},
-		Serve:  s.serve,
+		Serve: s.serve,
+		Start: func(ctx context.Context, h *extensions.Host) error {
+			ctx, s.cancel = context.WithCancel(ctx)
+			if s.apple != nil && s.deps.Open != nil {
+				s.revoked.Client, s.revoked.Logger = s.apple, h.Logger
+				s.revoked.Open = func(id, sealed string) ([]byte, error) { return s.deps.Open(revocationAAD(id), sealed) }
+				s.worker.Go(func() { s.revoked.Run(ctx, h.App) })
+			}
+			return nil
+		},
+		Stop: func(context.Context) error {
+			if s.cancel != nil { // nil when another feature could not start
+				s.cancel()
+			}
+			s.worker.Wait()
+			return nil
+		},
 		Routes: s.routes,
 		Checks: []extensions.Check{{Name: "identity providers", Run: s.check}},
 	}
@@ -169,6 +200,13 @@ func (s *service) serve(h *extensions.Host, e *core.ServeEvent) error {
 	s.verifiers = map[string]*verifier{}
 	for _, p := range s.providers {
 		s.verifiers[p.name] = newVerifier(p, jwks.New(client, p.keys, nil))
+	}
+	if s.cfg.AppleKey != "" && slices.Contains(s.cfg.Providers, "apple") {
+		key, err := apple.ParseKey(s.cfg.AppleKey)
+		if err != nil {
+			return fmt.Errorf("SATCHEL_IDENTITIES_APPLE_KEY: %w", err)
+		}
+		s.apple = &apple.Client{Base: s.appleURL, Team: s.cfg.AppleTeam, Kid: s.cfg.AppleKeyID, Key: key, HTTP: client}
 	}
 	e.Router.POST("/api/auth/sync", s.sync).BindFunc(noStore)
 	return nil

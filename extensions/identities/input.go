@@ -28,6 +28,7 @@ type input struct {
 	Nonce       string
 	AccessToken string
 	Collection  string
+	code        string // Apple's authorization code
 	mfaID       string
 }
 
@@ -60,6 +61,7 @@ func readInput(e *core.RequestEvent) (input, error) {
 		{"accessToken", &in.AccessToken, maxToken, false},
 		{"collection", &in.Collection, maxName, false},
 		{"mfaId", &in.mfaID, maxName, false},
+		{"authorizationCode", &in.code, maxText, false},
 	}
 	var wrong []api.FieldError
 	for _, f := range fields {

@@ -60,6 +60,7 @@ func (s *service) link(e *core.RequestEvent) error {
 	if err != nil {
 		return s.refused(e, c, err)
 	}
+	s.keepAppleToken(e, c, out, in.code)
 	status := http.StatusOK
 	if out.linked {
 		status = http.StatusCreated
@@ -98,6 +99,7 @@ func (s *service) unlink(e *core.RequestEvent) error {
 	if err != nil {
 		return err
 	}
+	s.revoked.Wake()
 	return e.NoContent(http.StatusNoContent)
 }
 

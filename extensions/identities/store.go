@@ -14,10 +14,12 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/identities/apple"
 )
 
 const (
 	linksTable        = "identities_links"
+	revocationsTable  = "identities_revocations"
 	tokensTable       = "identities_tokens"
 	passwordlessTable = "identities_passwordless"
 )
@@ -46,6 +48,8 @@ func migrations() []extensions.Migration {
 					emailVerified INTEGER NOT NULL,
 					createdAt     INTEGER NOT NULL,
 					lastUsedAt    INTEGER NOT NULL,
+					client        TEXT NOT NULL DEFAULT '',
+					sealed        TEXT NOT NULL DEFAULT '',
 					UNIQUE (issuer, subject, collection)
 				);
 				CREATE INDEX identities_links_record ON identities_links (collection, record);
@@ -56,6 +60,14 @@ func migrations() []extensions.Migration {
 					expiresAt INTEGER NOT NULL
 				) WITHOUT ROWID;
 				CREATE INDEX identities_tokens_expiry ON identities_tokens (expiresAt);
+				CREATE TABLE identities_revocations (
+					id       TEXT PRIMARY KEY NOT NULL,
+					client   TEXT NOT NULL,
+					sealed   TEXT NOT NULL,
+					attempts INTEGER NOT NULL,
+					nextAt   INTEGER NOT NULL
+				) WITHOUT ROWID;
+				CREATE INDEX identities_revocations_next ON identities_revocations (nextAt);
 				CREATE TABLE identities_passwordless (
 					collection TEXT NOT NULL,
 					record     TEXT NOT NULL,
@@ -65,7 +77,7 @@ func migrations() []extensions.Migration {
 			return err
 		},
 		Down: func(app core.App) error {
-			_, err := app.DB().NewQuery("DROP TABLE identities_links; DROP TABLE identities_tokens; DROP TABLE identities_passwordless").Execute()
+			_, err := app.DB().NewQuery("DROP TABLE identities_links; DROP TABLE identities_tokens; DROP TABLE identities_revocations; DROP TABLE identities_passwordless").Execute()
 			return err
 		},
 	}}
@@ -85,6 +97,11 @@ type link struct {
 	LastUsedAt int64  `db:"lastUsedAt"`
 }
 
+// shownColumns are all but those that only a revocation needs.
+func shownColumns() []string {
+	return []string{"id", "provider", "issuer", "subject", "collection", "record", "email", "emailVerified", "createdAt", "lastUsedAt"}
+}
+
 // findLink returns nil when nobody has this identity.
 func findLink(app core.App, c *claims, collection string) (*link, error) {
 	return oneLink(app, dbx.HashExp{"issuer": c.issuer, "subject": c.subject, "collection": collection})
@@ -92,7 +109,7 @@ func findLink(app core.App, c *claims, collection string) (*link, error) {
 
 func oneLink(app core.App, where dbx.HashExp) (*link, error) {
 	found := new(link)
-	err := app.DB().Select().From(linksTable).Where(where).One(found)
+	err := app.DB().Select(shownColumns()...).From(linksTable).Where(where).One(found)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil //nolint:nilnil // no link is an answer
 	}
@@ -105,7 +122,7 @@ func oneLink(app core.App, where dbx.HashExp) (*link, error) {
 // linksOf lists the identities of a record, the oldest first.
 func linksOf(app core.App, record *core.Record) ([]link, error) {
 	var list []link
-	err := app.DB().Select().From(linksTable).Where(ofRecord(record)).OrderBy("createdAt", "id").All(&list)
+	err := app.DB().Select(shownColumns()...).From(linksTable).Where(ofRecord(record)).OrderBy("createdAt", "id").All(&list)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -142,8 +159,23 @@ func touchLink(app core.App, l *link, c *claims) error {
 	return nil
 }
 
-// deleteLinks returns how many there were.
+// deleteLinks returns how many there were. What has to be revoked at the provider is noted in the same transaction, which
+// the caller has open.
 func deleteLinks(app core.App, where dbx.HashExp) (int64, error) {
+	var revoked []struct {
+		ID     string `db:"id"`
+		Client string `db:"client"`
+		Sealed string `db:"sealed"`
+	}
+	err := app.DB().Select("id", "client", "sealed").From(linksTable).Where(where).AndWhere(dbx.NewExp("sealed != ''")).All(&revoked)
+	if err != nil {
+		return 0, fmt.Errorf("list tokens to revoke: %w", err)
+	}
+	for _, r := range revoked {
+		if err := apple.Note(app, revocationsTable, r.ID, r.Client, r.Sealed); err != nil {
+			return 0, err
+		}
+	}
 	result, err := app.DB().Delete(linksTable, where).Execute()
 	if err != nil {
 		return 0, fmt.Errorf("delete links: %w", err)

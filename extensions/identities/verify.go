@@ -32,6 +32,7 @@ type claims struct {
 	provider  *provider
 	issuer    string
 	subject   string
+	audience  string // the first of the token's that is in the list
 	email     string // only if the provider is believed that the person owns it
 	named     string // the address as the token has it, for the person to recognise; no decision depends on it
 	verified  bool   // as the token says, for show as well
@@ -150,8 +151,12 @@ func (v *verifier) checkNonce(got jwt.MapClaims, nonce string) bool {
 
 func (v *verifier) person(got jwt.MapClaims, token string) (*claims, error) {
 	sum := sha256.Sum256([]byte(token))
+	audiences, err := got.GetAudience()
+	if err != nil {
+		return nil, fmt.Errorf("read audience of a token: %w", err)
+	}
 	c := &claims{
-		provider: v.provider, issuer: v.issuers[0], subject: text(got, "sub"), name: text(got, "name"), actor: got["act"], hash: sum[:],
+		provider: v.provider, audience: audiences[slices.IndexFunc(audiences, func(a string) bool { return slices.Contains(v.audiences, a) })], issuer: v.issuers[0], subject: text(got, "sub"), name: text(got, "name"), actor: got["act"], hash: sum[:],
 		anonymous: v.anonymous != nil && v.anonymous(got),
 	}
 	if v.subject != nil {

@@ -68,9 +68,11 @@ type Server struct {
 	keySets   atomic.Int64
 	ended     chan struct{}
 
-	mu   sync.Mutex
-	keys []signingKey
-	age  string
+	mu      sync.Mutex
+	keys    []signingKey
+	age     string
+	codes   map[string]grant
+	revoked []string
 }
 
 type signingKey struct {
@@ -91,7 +93,7 @@ func Start(address string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{CA: ca, ended: make(chan struct{}), age: "max-age=3600"}
+	s := &Server{CA: ca, ended: make(chan struct{}), age: "max-age=3600", codes: map[string]grant{}}
 	if err := s.Rotate(); err != nil {
 		return nil, err
 	}
@@ -105,6 +107,8 @@ func Start(address string) (*Server, error) {
 	mux.HandleFunc("GET /jwks.json", s.keySet)
 	mux.HandleFunc("GET /moved.json", s.keySet)
 	mux.HandleFunc("POST /token-for", s.tokenFor)
+	mux.HandleFunc("POST /auth/token", s.token)
+	mux.HandleFunc("POST /auth/revoke", s.revoke)
 	s.server = &http.Server{
 		Handler: mux, ReadHeaderTimeout: 10 * time.Second,
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{leaf}, MinVersion: tls.VersionTLS12},
