@@ -215,8 +215,7 @@ func (g *gate) verify(ctx context.Context, text string) (Attestation, error) {
 		kid, _ := token.Header["kid"].(string)
 		return g.cache.Key(ctx, kid, token.Method.Alg())
 	})
-	var unavailable *jwks.UnavailableError
-	if errors.As(err, &unavailable) {
+	if unavailable, ok := errors.AsType[*jwks.UnavailableError](err); ok {
 		return Attestation{}, unavailable
 	}
 	if err != nil {

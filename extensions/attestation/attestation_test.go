@@ -2,6 +2,7 @@ package attestation_test
 
 import (
 	"encoding/json"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -62,9 +63,7 @@ func (w world) start(t testing.TB, routes, mode string) *apptest.App {
 func (w world) token(t testing.TB, change, header map[string]any) string {
 	t.Helper()
 	claims := map[string]any{"iss": "https://firebaseappcheck.googleapis.com/" + project, "aud": []string{"projects/" + project, "projects/example"}}
-	for k, v := range change {
-		claims[k] = v
-	}
+	maps.Copy(claims, change)
 	alg := "RS256"
 	if a, ok := header["useAlg"].(string); ok {
 		alg = a

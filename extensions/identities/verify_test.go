@@ -28,6 +28,7 @@ func TestTokens(t *testing.T) {
 		return func(t testing.TB) string { return w.sign(t, "ES256", w.Claims("ada", nil), h) }
 	}
 	invalid, nonce := identities.ErrTokenInvalid.Name, identities.ErrNonceInvalid.Name
+	refusing := w.start(t) // every refused token leaves it empty
 	for _, c := range []struct {
 		name  string
 		token func(t testing.TB) string
@@ -95,7 +96,10 @@ func TestTokens(t *testing.T) {
 		{"empty nonce in the token", claims(map[string]any{"nonce": ""}), nil, nonce},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			app := w.start(t)
+			app := refusing
+			if c.code == "" {
+				app = w.start(t)
+			}
 			r := app.Do(t, post(exchange, body(c.token(t), c.more...)))
 			if r.Header.Get("Cache-Control") != "no-store" {
 				t.Errorf("Cache-Control %q", r.Header.Get("Cache-Control"))
