@@ -11,14 +11,17 @@ import (
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/apikeys"
+	"github.com/satchelbase/satchel/extensions/attestation"
 	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/authcache"
 	"github.com/satchelbase/satchel/extensions/cli"
 	"github.com/satchelbase/satchel/extensions/demo"
 	"github.com/satchelbase/satchel/extensions/deploy"
+	"github.com/satchelbase/satchel/extensions/dev"
 	"github.com/satchelbase/satchel/extensions/doctor"
 	"github.com/satchelbase/satchel/extensions/guard"
 	"github.com/satchelbase/satchel/extensions/health"
+	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/impersonation"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
@@ -71,12 +74,19 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensi
 		totp.New(cfg.totp, totp.Deps{Vault: vault, Recent: sess.RequireRecent(), Audit: audit.Note, Exempt: []string{passkeys.Method}}),
 		passkeys.New(cfg.passkeys, passkeys.Deps{
 			PublicURL: cfg.general.PublicURL, Recent: sess.RequireRecent(), Audit: audit.Note, Public: program.Files(pb, site()),
+			LastWayIn: identities.LastWayIn(cfg.identities),
+		}),
+		attestation.New(cfg.attestation),
+		identities.New(cfg.identities, identities.Deps{
+			SignIn: sess.SignIn, Recent: sess.RequireRecent(), RevokeSessions: sess.EndAll, Audit: audit.Note, Seal: vault.Seal, Open: vault.Open,
+			Passkeys: passkeys.Has,
 		}),
 		records.New(cfg.records, db),
 		health.New(cfg.health, all),
 		demo.New(),
 		rules.New(sandbox(cfg, pb)),
 		deploy.New(),
+		dev.New(),
 		doctor.New(all, doctor.Info{
 			Settings: cfg.settings, Production: cfg.general.production(), DataDir: pb.DataDir, Addr: func() string { return cfg.general.HTTP },
 			PublicURL: cfg.general.PublicURL, TrustedProxies: len(cfg.api.TrustedProxies),

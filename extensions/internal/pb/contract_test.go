@@ -337,7 +337,7 @@ func TestAuthResponse(t *testing.T) {
 	h := serve(t, app)
 	post := func() *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
-		h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/in", nil))
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/in?fields=token", nil))
 		return w
 	}
 	if w := post(); w.Code != http.StatusOK || !strings.HasPrefix(w.Body.String(), `{"id":"s"}{`) || !strings.Contains(w.Body.String(), user.Id) {

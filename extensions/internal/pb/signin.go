@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/url"
 
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
@@ -14,11 +15,11 @@ import (
 // into meta. Headers go to the real answer. When a second factor is wanted, the demand for it is sent, and the error is
 // apis.ErrMFA.
 func AuthResponse(e *core.RequestEvent, record *core.Record, method string) (recordJSON json.RawMessage, meta map[string]json.RawMessage, err error) {
-	out := e.Response
+	out, address := e.Response, e.Request.URL
 	capture := &captured{header: out.Header()}
-	e.Response = capture
+	e.Response, e.Request.URL = capture, withoutFields(address)
 	err = apis.RecordAuthResponse(e, record, method, nil)
-	e.Response = out
+	e.Response, e.Request.URL = out, address
 	if err != nil {
 		if capture.status != 0 { // the demand for a second factor
 			out.WriteHeader(capture.status)
@@ -37,6 +38,15 @@ func AuthResponse(e *core.RequestEvent, record *core.Record, method string) (rec
 	}
 	out.Header().Del("Content-Length")
 	return answer.Record, answer.Meta, nil
+}
+
+// withoutFields takes away the choice of members, by which a client could leave out what is looked for in the answer.
+func withoutFields(address *url.URL) *url.URL {
+	query := address.Query()
+	query.Del("fields")
+	out := *address
+	out.RawQuery = query.Encode()
+	return &out
 }
 
 // captured keeps an answer instead of sending it.
