@@ -14,10 +14,10 @@ type View struct {
 	UserAgent  string    `json:"userAgent"`
 	Address    string    `json:"address"`
 	Methods    []string  `json:"methods"`
-	Created    time.Time `json:"created"`
-	LastUsed   time.Time `json:"lastUsed"`
-	SignedIn   time.Time `json:"signedIn"` // when a credential was last shown
-	Expires    time.Time `json:"expires"`
+	CreatedAt  time.Time `json:"createdAt"`
+	LastUsedAt time.Time `json:"lastUsedAt"`
+	SignedInAt time.Time `json:"signedInAt"` // when a credential was last shown
+	ExpiresAt  time.Time `json:"expiresAt"`
 	Current    bool      `json:"current"`
 	Actor      string    `json:"actor,omitempty"` // an admin who acts for the user
 }
@@ -28,7 +28,7 @@ func at(ms int64) time.Time { return time.UnixMilli(ms).UTC() }
 func (l *Login) View(current string) View {
 	return View{
 		ID: l.ID, DeviceID: l.DeviceID, Name: l.DeviceName, Platform: l.Platform, AppVersion: l.AppVersion, UserAgent: l.UserAgent,
-		Address: l.Address, Methods: l.AMR(), Created: at(l.CreatedAt), LastUsed: at(l.UsedAt), SignedIn: at(l.AuthAt),
-		Expires: l.Until().UTC(), Current: l.ID == current, Actor: l.Actor,
+		Address: l.Address, Methods: l.AMR(), CreatedAt: at(l.CreatedAt), LastUsedAt: at(l.UsedAt), SignedInAt: at(l.AuthAt),
+		ExpiresAt: l.Until().UTC(), Current: l.ID == current, Actor: l.Actor,
 	}
 }

@@ -55,9 +55,9 @@ type Key struct {
 	ID        string    `json:"id"`
 	Algorithm string    `json:"algorithm"`
 	State     State     `json:"state"`
-	Created   time.Time `json:"created"`
-	Activated time.Time `json:"activated,omitzero"`
-	Retired   time.Time `json:"retired,omitzero"`
+	Created   time.Time `json:"createdAt"`
+	Activated time.Time `json:"activatedAt,omitzero"`
+	Retired   time.Time `json:"retiredAt,omitzero"`
 
 	jwk     JWK
 	public  crypto.PublicKey
