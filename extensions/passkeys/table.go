@@ -50,25 +50,7 @@ func migrations() []extensions.Migration {
 			session TEXT NOT NULL, expires_at INTEGER NOT NULL) WITHOUT ROWID`,
 		`CREATE INDEX passkeys_challenges_purpose ON passkeys_challenges (purpose, expires_at)`,
 	}
-	return []extensions.Migration{{
-		Unix: 1795340010, What: "create_tables",
-		Up: func(app core.App) error {
-			for _, s := range statements {
-				if _, err := app.NonconcurrentDB().NewQuery(s).Execute(); err != nil {
-					return fmt.Errorf("create tables of passkeys: %w", err)
-				}
-			}
-			return nil
-		},
-		Down: func(app core.App) error {
-			for _, table := range []string{usersTable, credentialsTable, challengesTable} {
-				if _, err := app.NonconcurrentDB().DropTable(table).Execute(); err != nil {
-					return fmt.Errorf("drop table %s: %w", table, err)
-				}
-			}
-			return nil
-		},
-	}}
+	return []extensions.Migration{extensions.Tables(1795340010, "create_tables", statements, usersTable, credentialsTable, challengesTable)}
 }
 
 func of(record *core.Record) dbx.HashExp {

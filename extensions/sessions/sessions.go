@@ -16,6 +16,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -99,9 +100,11 @@ func (s *Sessions) Extension() extensions.Extension {
 			ErrTokenExpired, ErrTokenInvalid, ErrTokenRevoked, ErrRefreshInvalid, ErrRefreshReused, ErrRecentAuth, ErrWrongPassword,
 			ErrEmailTaken,
 		},
-		Tables:     []string{login.Table, login.Ended, signing.Table},
-		Migrations: []extensions.Migration{{Unix: 1795350000, What: "create", Up: createTables}},
-		Bind:       s.bind,
+		Tables: []string{login.Table, login.Ended, signing.Table},
+		Migrations: []extensions.Migration{
+			extensions.Tables(1795350000, "create", slices.Concat(login.Schema(), signing.Schema()), login.Table, login.Ended, signing.Table),
+		},
+		Bind: s.bind,
 		Middlewares: []*hook.Handler[*core.RequestEvent]{
 			{Id: "satchelCredentials", Priority: strictPriority, Func: s.requireGoodCredential},
 			{Id: "satchelFileTokens", Priority: strictPriority, Func: s.exchangeFileToken},
@@ -174,13 +177,6 @@ func party(app core.App, l *login.Login) audit.Party {
 		}
 	}
 	return out
-}
-
-func createTables(app core.App) error {
-	if err := login.Create(app); err != nil {
-		return err
-	}
-	return signing.Create(app)
 }
 
 // begin is a new session of a user, not stored yet.

@@ -13,6 +13,6 @@ import (
 // handler that answers in another form. An error is to be returned as it is: when a second factor is wanted, the answer
 // that says so is written already.
 func (s *Sessions) SignIn(e *core.RequestEvent, record *core.Record, method string) (session, recordJSON json.RawMessage, err error) {
-	recordJSON, meta, err := pb.AuthResponse(e, record, method)
-	return meta["session"], recordJSON, err
+	answer, err := pb.AuthResponse(e, record, method)
+	return answer.Meta["session"], answer.Record, err
 }

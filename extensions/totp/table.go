@@ -51,25 +51,7 @@ func migrations() []extensions.Migration {
 		`CREATE TABLE totp_tries (mfa TEXT NOT NULL PRIMARY KEY, tries INTEGER NOT NULL, at INTEGER NOT NULL) WITHOUT ROWID`,
 		`CREATE INDEX totp_tries_at ON totp_tries (at)`,
 	}
-	return []extensions.Migration{{
-		Unix: 1795340000, What: "create_tables",
-		Up: func(app core.App) error {
-			for _, s := range statements {
-				if _, err := app.NonconcurrentDB().NewQuery(s).Execute(); err != nil {
-					return fmt.Errorf("create tables of totp: %w", err)
-				}
-			}
-			return nil
-		},
-		Down: func(app core.App) error {
-			for _, table := range []string{secretsTable, codesTable, triesTable} {
-				if _, err := app.NonconcurrentDB().DropTable(table).Execute(); err != nil {
-					return fmt.Errorf("drop table %s: %w", table, err)
-				}
-			}
-			return nil
-		},
-	}}
+	return []extensions.Migration{extensions.Tables(1795340000, "create_tables", statements, secretsTable, codesTable, triesTable)}
 }
 
 func of(record *core.Record) dbx.HashExp {

@@ -326,11 +326,11 @@ func TestAuthResponse(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			record, meta, err := pb.AuthResponse(e, user, "own")
+			answer, err := pb.AuthResponse(e, user, "own")
 			if err != nil {
 				return err
 			}
-			return e.String(http.StatusOK, string(meta["session"])+string(record))
+			return e.String(http.StatusOK, string(answer.Meta["session"])+string(answer.Record))
 		})
 		return e.Next()
 	})

@@ -29,9 +29,9 @@ const (
 	Ended = "sessions_ended"
 )
 
-// Create makes the tables.
-func Create(app core.App) error {
-	for _, statement := range []string{
+// Schema lists the statements that create the tables.
+func Schema() []string {
+	return []string{
 		`CREATE TABLE ` + Table + ` (
 			id TEXT PRIMARY KEY, collection TEXT NOT NULL, record TEXT NOT NULL, salt BLOB NOT NULL,
 			generation INTEGER NOT NULL, confirmed INTEGER NOT NULL, rotated_at INTEGER NOT NULL,
@@ -45,12 +45,7 @@ func Create(app core.App) error {
 		`CREATE INDEX ` + Table + `_idle ON ` + Table + ` (idle_until)`,
 		`CREATE TABLE ` + Ended + ` (id TEXT PRIMARY KEY, ended_at INTEGER NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID`,
 		`CREATE INDEX ` + Ended + `_time ON ` + Ended + ` (ended_at)`,
-	} {
-		if _, err := app.NonconcurrentDB().NewQuery(statement).Execute(); err != nil {
-			return err
-		}
 	}
-	return nil
 }
 
 // Login is a session's row; times are Unix milliseconds.
