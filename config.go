@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/satchelbase/satchel/extensions/anonymous"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/authcache"
 	"github.com/satchelbase/satchel/extensions/health"
@@ -53,6 +54,7 @@ func (g general) production() bool { return g.Mode == "production" }
 type config struct {
 	settings  *settings.Settings
 	general   general
+	anonymous anonymous.Config
 	api       api.Config
 	authcache authcache.Config
 	logs      logs.Config
@@ -72,6 +74,7 @@ func read(s *settings.Settings) config {
 		settings:  s,
 		general:   g,
 		secrets:   secrets.Config{MasterKey: g.MasterKey, MasterKeyFile: s.SecretFile("SATCHEL_MASTER_KEY"), Previous: g.MasterKeyPrevious},
+		anonymous: settings.Section[anonymous.Config](s, "anonymous"),
 		api:       settings.Section[api.Config](s, "api"),
 		authcache: settings.Section[authcache.Config](s, "authcache"),
 		logs:      settings.Section[logs.Config](s, "logs"),

@@ -12,6 +12,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/anonymous"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/apikeys"
 	"github.com/satchelbase/satchel/extensions/audit"
@@ -62,6 +63,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensi
 		audit.New(),
 		apikeys.New(),
 		sess.Extension(),
+		anonymous.New(cfg.anonymous, sess),
 		records.New(cfg.records, db),
 		health.New(cfg.health, all),
 		demo.New(),

@@ -39,7 +39,9 @@ func build(t *testing.T) (*pocketbase.PocketBase, *settings.Settings, []extensio
 }
 
 // otherGroups are the extensions whose routes stand below another word than their name.
-func otherGroups() map[string]string { return map[string]string{"sessions": "auth"} }
+func otherGroups() map[string]string {
+	return map[string]string{"sessions": "auth", "anonymous": "auth"}
+}
 
 // An extension's name is the same word in nine places.
 func TestOneWordNinePlaces(t *testing.T) {

@@ -17,9 +17,10 @@ func foundation() []string {
 // type as an argument of its constructor.
 func friends() map[string][]string {
 	return map[string][]string{
-		"apikeys":  {"audit"},
-		"records":  {"rows"},
-		"sessions": {"audit", "authcache"},
+		"anonymous": {"audit"},
+		"apikeys":   {"audit"},
+		"records":   {"rows"},
+		"sessions":  {"audit", "authcache"},
 	}
 }
 

@@ -57,7 +57,7 @@ func postClass(path string) (class, string) {
 		return batch, ""
 	case "/api/v1/auth/refresh", "/api/v1/auth/token":
 		return refresh, ""
-	case "/api/v1/auth/exchange", "/api/v1/auth/anonymous", "/api/auth/sync":
+	case "/api/v1/auth/exchange", "/api/v1/auth/anonymous", "/api/v1/auth/upgrade", "/api/auth/sync":
 		return signIn, ""
 	}
 	switch action, _ := strings.CutPrefix(path, "/api/collections/{collection}/"); action {
