@@ -3,6 +3,8 @@ package e2e
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -66,16 +68,39 @@ func installSDK(t *testing.T) {
 	}
 }
 
-func runSDK(t *testing.T, paths string) {
-	s := start(t, relaxed()...)
-	s.createSuperuser(t)
-	control := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+// control lets a suite restart the server (POST /restart) and use the command line beside it (POST /command with the
+// arguments as a JSON array; the answer is what it printed, 500 when it failed).
+func (s *server) control() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /restart", func(w http.ResponseWriter, _ *http.Request) {
 		if err := s.restart(); err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
 		}
 		w.WriteHeader(http.StatusNoContent)
-	}))
+	})
+	mux.HandleFunc("POST /command", func(w http.ResponseWriter, r *http.Request) {
+		var args []string
+		if err := json.NewDecoder(r.Body).Decode(&args); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		c := exec.CommandContext(r.Context(), binary, append(args, "--dir", filepath.Join(s.Dir, "pb_data"))...)
+		c.Dir, c.Env = s.Dir, environment(s.Dir, s.settings...)
+		out, err := c.Output()
+		if err != nil {
+			http.Error(w, fmt.Sprintf("%v\n%s", err, out), http.StatusInternalServerError)
+			return
+		}
+		_, _ = w.Write(out)
+	})
+	return mux
+}
+
+func runSDK(t *testing.T, paths string) {
+	s := start(t, relaxed("SATCHEL_ANONYMOUS_COLLECTIONS=visitors")...)
+	s.createSuperuser(t)
+	control := httptest.NewServer(s.control())
 	defer control.Close()
 
 	suites, err := filepath.Glob("sdk/test/*.test.mjs")
