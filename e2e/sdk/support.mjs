@@ -49,6 +49,12 @@ export async function command(...args) {
   return answer.text();
 }
 
+// restart restarts the server and returns when it is ready again.
+export async function restart() {
+  const answer = await fetch(`${setting("E2E_CONTROL")}/restart`, { method: "POST" });
+  assert.equal(answer.status, 204, await answer.text());
+}
+
 let admins;
 
 // superuser is signed in once per file, because sign-ins are limited and hash a password.
