@@ -107,7 +107,7 @@ func (s *Sessions) Extension() extensions.Extension {
 		Bind: s.bind,
 		Middlewares: []*hook.Handler[*core.RequestEvent]{
 			{Id: "satchelCredentials", Priority: strictPriority, Func: s.requireGoodCredential},
-			{Id: "satchelFileTokens", Priority: strictPriority, Func: s.exchangeFileToken},
+			{Id: "satchelFileTokens", Priority: strictPriority, Func: s.stockTokens().ExchangeFileToken},
 		},
 		Routes:   s.routes,
 		Serve:    s.serve,
@@ -121,7 +121,7 @@ func (s *Sessions) bind(h *extensions.Host) error {
 	s.app, s.logger = h.App, h.Logger
 	s.ring = signing.NewRing(h.App, s.deps.Vault, s.deps.Version, s.cfg.Algorithm, s.cfg.AccessLifetime.Longest())
 	h.App.OnRecordAuthRequest().Bind(&hook.Handler[*core.RecordAuthRequestEvent]{Id: "satchelSessions", Priority: 999, Func: s.onAuth})
-	s.bindStockTokens(h.App)
+	s.stockTokens().Bind(h.App)
 	s.bindEnds(h.App)
 	s.bindRealtime(h.App)
 	s.bindNotice(h.App)
