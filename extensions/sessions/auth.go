@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -137,14 +138,25 @@ func (s *Sessions) onStockRefresh(e *core.RecordAuthRequestEvent) error {
 	return nil
 }
 
-// touch notes a use of the session.
+// touchEvery is how often uses of a session are noted when there is no other news: an app may renew its stock token with
+// every start and every screen, and a write waits for the disk.
+const touchEvery = time.Minute
+
+// touch notes a use of the session, to an accuracy of [touchEvery], or of a tenth of the idle life if that is less.
 func (s *Sessions) touch(e *core.RequestEvent, id string) error {
 	l, err := login.Find(e.App.ConcurrentDB(), id)
 	if err != nil {
 		return err
 	}
-	d := login.DeviceOf(e)
-	l.Seen(d, s.now(), s.cfg.IdleLifetime.Of(cmp.Or(d.Platform, l.Platform)))
+	d, now := login.DeviceOf(e), s.now()
+	idle := s.cfg.IdleLifetime.Of(cmp.Or(d.Platform, l.Platform))
+	before := *l
+	l.Seen(d, now, idle)
+	noted := time.UnixMilli(before.UsedAt)
+	before.UsedAt, before.IdleUntil = l.UsedAt, l.IdleUntil
+	if now.Sub(noted) < min(touchEvery, idle/10) && maps.Equal(before.Use(), l.Use()) {
+		return nil
+	}
 	if _, err := e.App.NonconcurrentDB().Update(login.Table, l.Use(), dbx.HashExp{"id": id}).Execute(); err != nil {
 		return fmt.Errorf("note use of session: %w", err)
 	}

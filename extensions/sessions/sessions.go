@@ -70,6 +70,9 @@ type Sessions struct {
 	refreshKey func() []byte
 	seals      stock.Sealer
 
+	cancel  context.CancelFunc
+	tending sync.WaitGroup
+
 	// signIns are the sign-ins under way, for the notice about new devices.
 	signIns sync.Map // *core.Record -> *login.Login
 }
@@ -97,12 +100,12 @@ func (s *Sessions) Extension() extensions.Extension {
 		Migrations: []extensions.Migration{{Unix: 1795350000, What: "create", Up: createTables}},
 		Bind:       s.bind,
 		Middlewares: []*hook.Handler[*core.RequestEvent]{
-			{Id: "satchelCredentials", Priority: strictPriority, Func: s.requireGoodCredential},
-			{Id: "satchelFileTokens", Priority: strictPriority, Func: s.exchangeFileToken},
+			{Id: "satchelCredentials", Priority: strictPriority, Func: s.judge},
 		},
 		Routes:   s.routes,
 		Serve:    s.serve,
 		Start:    s.start,
+		Stop:     s.stop,
 		Commands: func(*extensions.Host) []*cobra.Command { return []*cobra.Command{s.command()} },
 		Checks:   []extensions.Check{{Name: "signing keys", Ready: true, Run: s.check}},
 	}
@@ -129,8 +132,28 @@ func (s *Sessions) start(ctx context.Context, _ *extensions.Host) error {
 	if err := s.ring.Maintain(); err != nil {
 		return err
 	}
-	go s.tend(ctx)
+	ctx, s.cancel = context.WithCancel(ctx)
+	s.tending.Go(func() { s.tend(ctx) })
 	return nil
+}
+
+// stop waits for the regular work, which must not meet a database that is closed under it.
+func (s *Sessions) stop(ctx context.Context) error {
+	if s.cancel == nil { // it never came to start
+		return nil
+	}
+	s.cancel()
+	done := make(chan struct{})
+	go func() {
+		s.tending.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (s *Sessions) check(context.Context, *extensions.Host) extensions.Result {

@@ -126,10 +126,11 @@ func verified(record *core.Record, c *Credential, l *login.Login) authcache.Veri
 	if l != nil && l.Until().Before(v.Until) {
 		v.Until = l.Until()
 	}
+	var session any = c.SessionID // as the event takes it, so that no request allocates it again
 	v.Present = func(e *core.RequestEvent) {
 		e.Set(credentialKey, c)
 		if c.SessionID != "" {
-			e.Set(sessionIDKey, c.SessionID)
+			e.Set(sessionIDKey, session)
 		}
 		if c.Actor != nil {
 			e.Set(audit.ActorKey, audit.Party{Kind: audit.Superuser, Collection: core.CollectionNameSuperusers, ID: c.Actor.Subject})
@@ -184,11 +185,22 @@ func (s *Sessions) confirm(app core.App, l *login.Login, generation int64) {
 	}
 }
 
+// judge is what follows from the credential. It is one middleware because every request pays for each.
+func (s *Sessions) judge(e *core.RequestEvent) error {
+	if err := requireGoodCredential(e); err != nil {
+		return err
+	}
+	if err := s.exchangeFileToken(e); err != nil {
+		return err
+	}
+	return e.Next()
+}
+
 // requireGoodCredential answers 401 to a credential that was presented and refused.
-func (s *Sessions) requireGoodCredential(e *core.RequestEvent) error {
+func requireGoodCredential(e *core.RequestEvent) error {
 	presented := e.Request.Header.Get("Authorization")
 	if presented == "" || e.Auth != nil {
-		return e.Next()
+		return nil
 	}
 	f, known := e.Get(failureKey).(failure)
 	if !known {
@@ -196,7 +208,7 @@ func (s *Sessions) requireGoodCredential(e *core.RequestEvent) error {
 	}
 	versioned := api.RequestOf(e.Request.Context()).Versioned
 	if obtainsCredential(e.Request) || !versioned && !f.everywhere {
-		return e.Next()
+		return nil
 	}
 	return challenge(f.code)
 }

@@ -178,14 +178,22 @@ func (l *Login) Insert(app core.App) error {
 }
 
 // End ends the sessions that the condition finds among the live ones, and returns their ids. It must run in a
-// transaction if what it depends on does.
+// transaction if what it depends on does. It looks before it writes: a write to the table of ends, even one of no rows,
+// makes the tokens of all users be verified again, and most sign-ins end nothing.
 func End(app core.App, now time.Time, reason, where string, params dbx.Params) ([]string, error) {
 	all := dbx.Params{"now": now.UnixMilli(), "reason": reason}
 	maps.Copy(all, params)
+	from := ` FROM ` + Table + ` l WHERE (` + where + `) AND NOT EXISTS (SELECT 1 FROM ` + Ended + ` e WHERE e.id = l.id)`
+	var found bool
+	if err := app.ConcurrentDB().NewQuery(`SELECT EXISTS (SELECT 1` + from + `)`).Bind(all).Row(&found); err != nil {
+		return nil, fmt.Errorf("find sessions to end: %w", err)
+	}
+	if !found {
+		return nil, nil
+	}
 	var ids []string
 	err := app.NonconcurrentDB().NewQuery(`INSERT INTO ` + Ended + ` (id, ended_at, reason)
-		SELECT l.id, {:now}, {:reason} FROM ` + Table + ` l
-		WHERE (` + where + `) AND NOT EXISTS (SELECT 1 FROM ` + Ended + ` e WHERE e.id = l.id) RETURNING id`).Bind(all).Column(&ids)
+		SELECT l.id, {:now}, {:reason}` + from + ` RETURNING id`).Bind(all).Column(&ids)
 	if err != nil {
 		return nil, fmt.Errorf("end sessions: %w", err)
 	}
@@ -203,23 +211,28 @@ func Owner(record *core.Record) dbx.Params {
 // sweepChunk bounds a transaction of the sweep, so that other writers hardly wait for it.
 const sweepChunk = 1000
 
-// Sweep removes the sessions that ended or expired before a moment, a chunk at a time.
+// Sweep removes the sessions that ended or expired before a moment, a chunk at a time. It writes only where there is
+// something to remove, as [End] does.
 func Sweep(ctx context.Context, app core.App, before time.Time) error {
-	for _, statement := range []string{
-		`DELETE FROM ` + Table + ` WHERE id IN (SELECT l.id FROM ` + Table + ` l WHERE l.idle_until < {:before} LIMIT {:chunk})`,
-		`DELETE FROM ` + Table + ` WHERE id IN (SELECT e.id FROM ` + Ended + ` e JOIN ` + Table + ` l ON l.id = e.id WHERE e.ended_at < {:before} LIMIT {:chunk})`,
-		`DELETE FROM ` + Ended + ` WHERE id IN (SELECT e.id FROM ` + Ended + ` e WHERE e.ended_at < {:before} LIMIT {:chunk})`,
+	params := dbx.Params{"before": before.UnixMilli(), "chunk": sweepChunk}
+	for _, old := range []struct{ table, ids string }{
+		{Table, `SELECT l.id FROM ` + Table + ` l WHERE l.idle_until < {:before} LIMIT {:chunk}`},
+		{Table, `SELECT e.id FROM ` + Ended + ` e JOIN ` + Table + ` l ON l.id = e.id WHERE e.ended_at < {:before} LIMIT {:chunk}`},
+		{Ended, `SELECT e.id FROM ` + Ended + ` e WHERE e.ended_at < {:before} LIMIT {:chunk}`},
 	} {
 		for {
-			result, err := app.NonconcurrentDB().NewQuery(statement).Bind(dbx.Params{"before": before.UnixMilli(), "chunk": sweepChunk}).Execute()
-			if err != nil {
-				return fmt.Errorf("sweep sessions: %w", err)
-			}
-			if n, err := result.RowsAffected(); err != nil || n < sweepChunk {
-				break
-			}
 			if err := ctx.Err(); err != nil {
 				return err
+			}
+			var found bool
+			if err := app.ConcurrentDB().NewQuery(`SELECT EXISTS (` + old.ids + `)`).Bind(params).Row(&found); err != nil {
+				return fmt.Errorf("find old sessions: %w", err)
+			}
+			if !found {
+				break
+			}
+			if _, err := app.NonconcurrentDB().NewQuery(`DELETE FROM ` + old.table + ` WHERE id IN (` + old.ids + `)`).Bind(params).Execute(); err != nil {
+				return fmt.Errorf("sweep sessions: %w", err)
 			}
 		}
 	}
