@@ -208,35 +208,48 @@ func Owner(record *core.Record) dbx.Params {
 	return dbx.Params{"collection": record.Collection().Id, "record": record.Id}
 }
 
-// sweepChunk bounds a transaction of the sweep, so that other writers hardly wait for it.
-const sweepChunk = 1000
+// sweepChunk bounds a transaction of the sweep to a few milliseconds, so that other writers hardly wait for it.
+const sweepChunk = 200
 
-// Sweep removes the sessions that ended or expired before a moment, a chunk at a time. It writes only where there is
-// something to remove, as [End] does.
+// Sweep removes the sessions that ended or expired before a moment, a chunk at a time. An end goes with its session: a
+// session without its end would live again. It writes only where there is something to remove, as [End] does.
 func Sweep(ctx context.Context, app core.App, before time.Time) error {
-	params := dbx.Params{"before": before.UnixMilli(), "chunk": sweepChunk}
-	for _, old := range []struct{ table, ids string }{
-		{Table, `SELECT l.id FROM ` + Table + ` l WHERE l.idle_until < {:before} LIMIT {:chunk}`},
-		{Table, `SELECT e.id FROM ` + Ended + ` e JOIN ` + Table + ` l ON l.id = e.id WHERE e.ended_at < {:before} LIMIT {:chunk}`},
-		{Ended, `SELECT e.id FROM ` + Ended + ` e WHERE e.ended_at < {:before} LIMIT {:chunk}`},
-	} {
-		for {
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			var found bool
-			if err := app.ConcurrentDB().NewQuery(`SELECT EXISTS (` + old.ids + `)`).Bind(params).Row(&found); err != nil {
-				return fmt.Errorf("find old sessions: %w", err)
-			}
-			if !found {
-				break
-			}
-			if _, err := app.NonconcurrentDB().NewQuery(`DELETE FROM ` + old.table + ` WHERE id IN (` + old.ids + `)`).Bind(params).Execute(); err != nil {
-				return fmt.Errorf("sweep sessions: %w", err)
-			}
-		}
+	expired := `SELECT id FROM ` + Table + ` WHERE idle_until < {:before} ORDER BY idle_until LIMIT {:chunk}`
+	ended := `SELECT id FROM ` + Ended + ` WHERE ended_at < {:before} ORDER BY ended_at, id LIMIT {:chunk}`
+	err := sweep(ctx, app, before, expired, Table)
+	if err == nil {
+		err = sweep(ctx, app, before, ended, Table, Ended)
+	}
+	if err != nil {
+		return fmt.Errorf("sweep sessions: %w", err)
 	}
 	return nil
+}
+
+// sweep removes the rows with the ids that the query finds from the tables, the one that the query reads last, until it
+// finds none.
+func sweep(ctx context.Context, app core.App, before time.Time, ids string, tables ...string) error {
+	params := dbx.Params{"before": before.UnixMilli(), "chunk": sweepChunk}
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		var found bool
+		if err := app.ConcurrentDB().NewQuery(`SELECT EXISTS (` + ids + `)`).Bind(params).Row(&found); err != nil || !found {
+			return err
+		}
+		err := app.RunInTransaction(func(tx core.App) error {
+			for _, table := range tables {
+				if _, err := tx.NonconcurrentDB().NewQuery(`DELETE FROM ` + table + ` WHERE id IN (` + ids + `)`).Bind(params).Execute(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // ErrCursor says that a cursor is not one of [Page].
