@@ -87,6 +87,9 @@ func satchelCommand(b *bench, s *server, o startOptions) (line, env []string) {
 	for _, limit := range []string{"IP", "USER", "USER_BURST", "SESSION", "AUTH", "REFRESH"} {
 		env = append(env, "SATCHEL_RATELIMIT_"+limit+"="+boundless)
 	}
+	// The logins of a row must not end the sessions that other rows use.
+	env = append(env, "SATCHEL_SESSIONS_LIMIT=1000")
+	env = append(env, o.settings...)
 	binary := b.binary(satchel)
 	if o.durable > 0 {
 		binary = b.binary(durableSatchel)

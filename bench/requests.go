@@ -31,8 +31,8 @@ const (
 	stockMessages = "/api/collections/message/records"
 )
 
-// account is a user with a token for one server.
-type account struct{ id, email, token string }
+// account is a user with the tokens that one server has given out. Only Satchel has access and refresh.
+type account struct{ id, email, token, access, refresh string }
 
 func (a account) auth() load.Header { return load.Header{Name: "Authorization", Value: a.token} }
 
@@ -45,13 +45,17 @@ type operation struct {
 
 	// revalidates sends the ETag of a first answer along, if there is one.
 	revalidates bool
+
+	// follow builds the next request of a client from its last answer; request is then the first one of client k.
+	follow func(s *server, body []byte) (load.Request, error)
 }
 
 // account returns the one that sends the k-th request.
 func (s *server) account(k int) account { return s.accounts[k%len(s.accounts)] }
 
-// signIn gets the tokens.
+// signIn gets the tokens, in the place of those that there are.
 func (s *server) signIn(ctx context.Context) error {
+	s.accounts = nil
 	for i := range signedIn {
 		email := seed.Email(i)
 		body, err := json.Marshal(map[string]string{"identity": email, "password": seed.Password})
@@ -65,13 +69,39 @@ func (s *server) signIn(ctx context.Context) error {
 		var got struct {
 			Token  string
 			Record struct{ ID string }
+			Meta   struct{ Session grant }
 		}
 		if err := json.Unmarshal(answer.Body, &got); err != nil || got.Token == "" || got.Record.ID != seed.UserID(i) {
 			return fmt.Errorf("sign in to %s: status %d: %s", s.contender.name, answer.Status, answer.Body)
 		}
-		s.accounts = append(s.accounts, account{id: got.Record.ID, email: email, token: got.Token})
+		s.accounts = append(s.accounts, account{
+			id: got.Record.ID, email: email, token: got.Token, access: got.Meta.Session.AccessToken, refresh: got.Meta.Session.RefreshToken,
+		})
 	}
 	return nil
+}
+
+// loop connects the clients of an operation.
+func (s *server) loop(ctx context.Context, p *plan, op operation, connections int) (*load.Loop, error) {
+	if op.follow == nil {
+		pool, err := s.pool(ctx, p, op)
+		if err != nil {
+			return nil, fmt.Errorf("build requests: %w", err)
+		}
+		return load.NewLoop(ctx, s.addr, connections, pool, op.accept...)
+	}
+	// A chain cannot be begun twice: its first token has been used.
+	if err := s.signIn(ctx); err != nil {
+		return nil, err
+	}
+	if connections > len(s.accounts) {
+		return nil, fmt.Errorf("%d clients, but %d sessions", connections, len(s.accounts))
+	}
+	var first []load.Request
+	for k := range connections {
+		first = append(first, op.request(p, s, k))
+	}
+	return load.NewChains(ctx, s.addr, first, func(body []byte) (load.Request, error) { return op.follow(s, body) }, op.accept...)
 }
 
 // pool builds all requests of an operation.

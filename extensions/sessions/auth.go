@@ -125,8 +125,8 @@ func (s *Sessions) onStockRefresh(e *core.RecordAuthRequestEvent) error {
 	if c == nil || c.AccessToken { // an access token is answered unchanged
 		return nil
 	}
-	if c.SessionID != "" {
-		if err := s.touch(e.RequestEvent, c.SessionID); err != nil {
+	if c.login != nil {
+		if err := s.touch(e.RequestEvent, c); err != nil {
 			return err
 		}
 	}
@@ -142,25 +142,35 @@ func (s *Sessions) onStockRefresh(e *core.RecordAuthRequestEvent) error {
 // every start and every screen, and a write waits for the disk.
 const touchEvery = time.Minute
 
-// touch notes a use of the session, to an accuracy of [touchEvery], or of a tenth of the idle life if that is less.
-func (s *Sessions) touch(e *core.RequestEvent, id string) error {
-	l, err := login.Find(e.App.ConcurrentDB(), id)
+// touch notes a use of the session, to an accuracy of [touchEvery], or of a tenth of the idle life if that is less. What the
+// credential was verified by may be a minute old, and answers most calls without the database.
+func (s *Sessions) touch(e *core.RequestEvent, c *Credential) error {
+	d, now := login.DeviceOf(e), s.now()
+	if _, news := s.news(*c.login, d, now); !news {
+		return nil
+	}
+	l, err := login.Find(e.App.ConcurrentDB(), c.SessionID)
 	if err != nil {
 		return err
 	}
-	d, now := login.DeviceOf(e), s.now()
-	idle := s.cfg.IdleLifetime.Of(cmp.Or(d.Platform, l.Platform))
-	before := *l
-	l.Seen(d, now, idle)
-	noted := time.UnixMilli(before.UsedAt)
-	before.UsedAt, before.IdleUntil = l.UsedAt, l.IdleUntil
-	if now.Sub(noted) < min(touchEvery, idle/10) && maps.Equal(before.Use(), l.Use()) {
+	set, news := s.news(*l, d, now)
+	if !news {
 		return nil
 	}
-	if _, err := e.App.NonconcurrentDB().Update(login.Table, l.Use(), dbx.HashExp{"id": id}).Execute(); err != nil {
+	if _, err := e.App.NonconcurrentDB().Update(login.Table, set, dbx.HashExp{"id": l.ID}).Execute(); err != nil {
 		return fmt.Errorf("note use of session: %w", err)
 	}
 	return nil
+}
+
+// news is what a use of the session would change in its row, and whether that is worth a write.
+func (s *Sessions) news(l login.Login, d login.Device, now time.Time) (dbx.Params, bool) {
+	idle := s.cfg.IdleLifetime.Of(cmp.Or(d.Platform, l.Platform))
+	noted := time.UnixMilli(l.UsedAt)
+	after := l
+	after.Seen(d, now, idle)
+	l.UsedAt, l.IdleUntil = after.UsedAt, after.IdleUntil
+	return after.Use(), now.Sub(noted) >= min(touchEvery, idle/10) || !maps.Equal(l.Use(), after.Use())
 }
 
 // grant makes the tokens of the session's present generation.

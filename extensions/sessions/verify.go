@@ -38,6 +38,8 @@ type Credential struct {
 	ReadOnly bool
 	Expires time.Time
 	Actor   *signing.Actor // who acts for the user
+
+	login *login.Login // the session as it was when the credential was verified
 }
 
 // Current returns the credential of the request, nil if it has none.
@@ -99,7 +101,7 @@ func (s *Sessions) verifyAccess(e *core.RequestEvent, token string, watch func(t
 		return refuse(e, ErrTokenRevoked, true, err)
 	}
 	s.confirm(e.App, l, claims.Generation)
-	c := &Credential{SessionID: l.ID, AccessToken: true, ReadOnly: l.ReadOnly, Expires: claims.ExpiresAt.Time, Actor: actorOf(l)}
+	c := &Credential{SessionID: l.ID, AccessToken: true, ReadOnly: l.ReadOnly, Expires: claims.ExpiresAt.Time, Actor: actorOf(l), login: l}
 	return verified(record, c, l), nil
 }
 
@@ -168,7 +170,7 @@ func (s *Sessions) verifyStock(e *core.RequestEvent, token string, watch func(ta
 	if l.Collection != v.Record.Collection().Id || l.Record != v.Record.Id {
 		return refuse(e, ErrTokenRevoked, true, nil)
 	}
-	c.SessionID, c.ReadOnly, c.Actor = l.ID, l.ReadOnly, actorOf(l)
+	c.SessionID, c.ReadOnly, c.Actor, c.login = l.ID, l.ReadOnly, actorOf(l), l
 	return verified(v.Record, c, l), nil
 }
 
