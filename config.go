@@ -6,18 +6,23 @@ import (
 	"time"
 
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/attestation"
 	"github.com/satchelbase/satchel/extensions/authcache"
 	"github.com/satchelbase/satchel/extensions/guard"
 	"github.com/satchelbase/satchel/extensions/health"
+	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
 	"github.com/satchelbase/satchel/extensions/metrics"
+	"github.com/satchelbase/satchel/extensions/passkeys"
+	"github.com/satchelbase/satchel/extensions/passwords"
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
 	"github.com/satchelbase/satchel/extensions/secrets"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
+	"github.com/satchelbase/satchel/extensions/totp"
 )
 
 // general holds the settings that belong to no feature.
@@ -52,38 +57,48 @@ func (g general) production() bool { return g.Mode == "production" }
 
 // config is every section of the settings.
 type config struct {
-	settings  *settings.Settings
-	general   general
-	api       api.Config
-	authcache authcache.Config
-	logs      logs.Config
-	ratelimit ratelimit.Config
-	records   records.Config
-	secrets   secrets.Config
-	guard     guard.Config
-	health    health.Config
-	sessions  sessions.Config
-	memory    memory.Config
-	metrics   metrics.Config
-	store     store.Config
+	settings    *settings.Settings
+	general     general
+	api         api.Config
+	attestation attestation.Config
+	authcache   authcache.Config
+	logs        logs.Config
+	passwords   passwords.Config
+	ratelimit   ratelimit.Config
+	records     records.Config
+	secrets     secrets.Config
+	guard       guard.Config
+	health      health.Config
+	identities  identities.Config
+	sessions    sessions.Config
+	memory      memory.Config
+	metrics     metrics.Config
+	passkeys    passkeys.Config
+	store       store.Config
+	totp        totp.Config
 }
 
 func read(s *settings.Settings) config {
 	g := settings.Section[general](s, "")
 	return config{
-		settings:  s,
-		general:   g,
-		secrets:   secrets.Config{MasterKey: g.MasterKey, MasterKeyFile: s.SecretFile("SATCHEL_MASTER_KEY"), Previous: g.MasterKeyPrevious},
-		api:       settings.Section[api.Config](s, "api"),
-		authcache: settings.Section[authcache.Config](s, "authcache"),
-		logs:      settings.Section[logs.Config](s, "logs"),
-		ratelimit: settings.Section[ratelimit.Config](s, "ratelimit"),
-		records:   settings.Section[records.Config](s, "records"),
-		guard:     settings.Section[guard.Config](s, "guard"),
-		health:    settings.Section[health.Config](s, "health"),
-		sessions:  settings.Section[sessions.Config](s, "sessions"),
-		memory:    settings.Section[memory.Config](s, "memory"),
-		metrics:   settings.Section[metrics.Config](s, "metrics"),
-		store:     settings.Section[store.Config](s, "db"),
+		settings:    s,
+		general:     g,
+		secrets:     secrets.Config{MasterKey: g.MasterKey, MasterKeyFile: s.SecretFile("SATCHEL_MASTER_KEY"), Previous: g.MasterKeyPrevious},
+		api:         settings.Section[api.Config](s, "api"),
+		attestation: settings.Section[attestation.Config](s, "attestation"),
+		authcache:   settings.Section[authcache.Config](s, "authcache"),
+		logs:        settings.Section[logs.Config](s, "logs"),
+		passwords:   settings.Section[passwords.Config](s, "passwords"),
+		ratelimit:   settings.Section[ratelimit.Config](s, "ratelimit"),
+		records:     settings.Section[records.Config](s, "records"),
+		guard:       settings.Section[guard.Config](s, "guard"),
+		identities:  settings.Section[identities.Config](s, "identities"),
+		health:      settings.Section[health.Config](s, "health"),
+		sessions:    settings.Section[sessions.Config](s, "sessions"),
+		memory:      settings.Section[memory.Config](s, "memory"),
+		metrics:     settings.Section[metrics.Config](s, "metrics"),
+		passkeys:    settings.Section[passkeys.Config](s, "passkeys"),
+		store:       settings.Section[store.Config](s, "db"),
+		totp:        settings.Section[totp.Config](s, "totp"),
 	}
 }

@@ -4,29 +4,31 @@ package main
 
 import (
 	"embed"
-	"io/fs"
-	"log/slog"
 	"os"
 
 	"github.com/pocketbase/pocketbase"
-	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/apikeys"
+	"github.com/satchelbase/satchel/extensions/attestation"
 	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/authcache"
 	"github.com/satchelbase/satchel/extensions/cli"
 	"github.com/satchelbase/satchel/extensions/demo"
 	"github.com/satchelbase/satchel/extensions/deploy"
+	"github.com/satchelbase/satchel/extensions/dev"
 	"github.com/satchelbase/satchel/extensions/doctor"
 	"github.com/satchelbase/satchel/extensions/guard"
 	"github.com/satchelbase/satchel/extensions/health"
+	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/impersonation"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
 	"github.com/satchelbase/satchel/extensions/metrics"
 	"github.com/satchelbase/satchel/extensions/oauth"
+	"github.com/satchelbase/satchel/extensions/passkeys"
+	"github.com/satchelbase/satchel/extensions/passwords"
 	"github.com/satchelbase/satchel/extensions/program"
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
@@ -35,7 +37,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
-	"github.com/satchelbase/satchel/hooks"
+	"github.com/satchelbase/satchel/extensions/totp"
 	_ "github.com/satchelbase/satchel/migrations"
 )
 
@@ -48,9 +50,9 @@ var version = "dev"
 // features lists what this program can do. The order is that of start-up; the first is outermost around a request.
 func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensions.Extension, *sessions.Sessions) {
 	var list []extensions.Extension
-	vault := secrets.NewVault()
+	vault, hasher := secrets.NewVault(), passwords.NewHasher(cfg.passwords)
 	sess := sessions.New(cfg.sessions, sessions.Deps{
-		Vault: vault, Version: db.TableVersion, PublicURL: cfg.general.PublicURL,
+		Vault: vault, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Password: hasher.Verify, SecondFactor: totp.Enabled,
 	})
 	all := func() []extensions.Extension { return list }
 	list = []extensions.Extension{
@@ -68,43 +70,29 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensi
 		oauth.New(sess, apikeys.Allow(apikeys.ScopeIntrospect)),
 		impersonation.New(sess),
 		guard.New(cfg.guard, guard.Deps{KnownDevice: sess.KnownDevice, Audit: audit.Note, EmailTaken: sessions.ErrEmailTaken}),
+		passwords.New(hasher),
+		totp.New(cfg.totp, totp.Deps{Vault: vault, Recent: sess.RequireRecent(), Audit: audit.Note, Exempt: []string{passkeys.Method}}),
+		passkeys.New(cfg.passkeys, passkeys.Deps{
+			PublicURL: cfg.general.PublicURL, Recent: sess.RequireRecent(), Audit: audit.Note, Public: program.Files(pb, site()),
+			LastWayIn: identities.LastWayIn(cfg.identities),
+		}),
+		attestation.New(cfg.attestation),
+		identities.New(cfg.identities, identities.Deps{
+			SignIn: sess.SignIn, Recent: sess.RequireRecent(), RevokeSessions: sess.EndAll, Audit: audit.Note, Seal: vault.Seal, Open: vault.Open,
+			Passkeys: passkeys.Has,
+		}),
 		records.New(cfg.records, db),
 		health.New(cfg.health, all),
 		demo.New(),
-		rules.New(func(dataDir string) (core.App, error) {
-			db, err := store.Open(cfg.store, store.Options{})
-			if err != nil {
-				return nil, err
-			}
-			app, err := program.Sandbox(pb, dataDir, db.Connect)
-			if err != nil {
-				return nil, err
-			}
-			copied := cfg
-			copied.secrets = cfg.secrets.Sandbox(pb.DataDir())
-			_, _, _, err = install(copied, pb, app, db)
-			return app, err
-		}),
+		rules.New(sandbox(cfg, pb)),
 		deploy.New(),
+		dev.New(),
 		doctor.New(all, doctor.Info{
 			Settings: cfg.settings, Production: cfg.general.production(), DataDir: pb.DataDir, Addr: func() string { return cfg.general.HTTP },
 			PublicURL: cfg.general.PublicURL, TrustedProxies: len(cfg.api.TrustedProxies),
 		}),
 	}
 	return list, sess
-}
-
-// install binds the features and the app's own hooks to an application that is not open yet.
-func install(cfg config, pb *pocketbase.PocketBase, app core.App, db *store.Store) (*extensions.Host, []extensions.Extension, *sessions.Sessions, error) {
-	h := &extensions.Host{
-		App: app, Version: version, Production: cfg.general.production(), Logger: slog.New(logs.Handler(os.Stderr, cfg.logs)),
-	}
-	list, sess := features(cfg, pb, db)
-	if err := extensions.Install(h, list); err != nil {
-		return nil, nil, nil, err
-	}
-	hooks.Bind(app, hooks.Deps{})
-	return h, list, sess, nil
 }
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -115,17 +103,13 @@ func run(args []string) int {
 		return cli.Report(os.Stderr, cli.Fail(cli.ExitUsage, "the file .env cannot be read", err.Error(), "mend it or move it away"), false)
 	}
 	cfg := read(settings.Load(append(file, os.Environ()...)))
-	site, err := fs.Sub(public, "pb_public")
-	if err != nil {
-		return cli.Report(os.Stderr, err, false)
-	}
 	db, err := store.Open(cfg.store, storeOptions())
 	if err != nil {
 		return cli.Report(os.Stderr, err, false)
 	}
 	info := program.Info{
 		Version: version, DataDir: cfg.general.DataDir, HTTP: cfg.general.HTTP, Queries: cfg.general.Queries,
-		Public: site, DBConnect: db.Connect,
+		Public: site(), DBConnect: db.Connect,
 	}
 	pb := program.New(info, args)
 	h, list, sess, err := install(cfg, pb, pb, db)

@@ -40,7 +40,9 @@ func build(t *testing.T) (*pocketbase.PocketBase, *settings.Settings, []extensio
 
 // otherGroups are the extensions whose routes stand below another word than their name.
 func otherGroups() map[string]string {
-	return map[string]string{"sessions": "auth", "oauth": "auth", "impersonation": "auth"}
+	return map[string]string{
+		"sessions": "auth", "oauth": "auth", "impersonation": "auth", "totp": "auth", "passkeys": "auth", "identities": "auth",
+	}
 }
 
 // An extension's name is the same word in nine places.

@@ -7,10 +7,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/satchelbase/satchel/bench/internal/report"
+	"github.com/satchelbase/satchel/bench/internal/seed"
 )
 
 // Names of contenders that code speaks of, beside report.Stock and report.Limit.
@@ -87,6 +89,8 @@ func satchelCommand(b *bench, s *server, o startOptions) (line, env []string) {
 	for _, limit := range []string{"IP", "USER", "USER_BURST", "SESSION", "AUTH", "REFRESH"} {
 		env = append(env, "SATCHEL_RATELIMIT_"+limit+"="+boundless)
 	}
+	// The cost of the stored hashes, which is that of all contenders.
+	env = append(env, "SATCHEL_PASSWORDS_COST="+strconv.Itoa(seed.HashCost))
 	// The logins of a row must not end the sessions that other rows use.
 	env = append(env, "SATCHEL_SESSIONS_LIMIT=1000")
 	env = append(env, o.settings...)

@@ -111,15 +111,11 @@ func refreshes(ctx context.Context, b *bench, r *report.Row) error {
 	return b.loop(ctx, r, rowSpec{count: r.Connections, counts: []int{1, 8}, differ: true}, lanes)
 }
 
-const sessionRefresh = "/api/v1/auth/refresh"
-
 // chain refreshes a session with the token of the answer before.
 func chain() operation {
 	return operation{
-		accept: []int{http.StatusOK},
-		request: func(_ *plan, s *server, k int) load.Request {
-			return refreshRequest(s, s.account(k).refresh)
-		},
+		accept:  []int{http.StatusOK},
+		request: func(_ *plan, s *server, k int) load.Request { return refreshRequest(s, s.account(k).refresh) },
 		follow: func(s *server, body []byte) (load.Request, error) {
 			var answer struct{ Data grant }
 			if err := json.Unmarshal(body, &answer); err != nil {
@@ -139,5 +135,5 @@ func refreshRequest(s *server, token string) load.Request {
 	if err != nil {
 		panic(err)
 	}
-	return load.NewRequest(http.MethodPost, s.addr, sessionRefresh, body)
+	return load.NewRequest(http.MethodPost, s.addr, "/api/v1/auth/refresh", body)
 }

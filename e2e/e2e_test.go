@@ -44,7 +44,7 @@ func run(m *testing.M) int {
 // environment is what the program sees: nothing of the caller's settings, only what a test gives.
 func environment(dir string, settings ...string) []string {
 	return append([]string{
-		"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + os.TempDir(),
+		"PATH=" + os.Getenv("PATH"), "HOME=" + dir, "TMPDIR=" + os.TempDir(), "SATCHEL_PASSWORDS_COST=4", // hashing is not what is tested
 	}, settings...)
 }
 

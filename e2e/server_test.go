@@ -65,7 +65,12 @@ func start(t testing.TB, settings ...string) *server {
 // startIn is start in a folder that may hold data, hooks and migrations.
 func startIn(t testing.TB, dir string, settings ...string) *server {
 	t.Helper()
-	addr := freeAddr(t)
+	return startAt(t, dir, freeAddr(t), settings...)
+}
+
+// startAt is startIn at an address that the settings name, too.
+func startAt(t testing.TB, dir, addr string, settings ...string) *server {
+	t.Helper()
 	s := &server{URL: "http://" + addr, Addr: addr, Dir: dir, settings: settings, output: &output{}}
 	s.up(t)
 	t.Cleanup(func() {

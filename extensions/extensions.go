@@ -7,8 +7,10 @@ package extensions
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
@@ -111,6 +113,29 @@ type Migration struct {
 	What string
 	Up   func(app core.App) error
 	Down func(app core.App) error
+}
+
+// Tables is a migration that runs the statements, which create the tables, and drops these on the way down.
+func Tables(unix int64, what string, statements []string, tables ...string) Migration {
+	return Migration{
+		Unix: unix, What: what,
+		Up: func(app core.App) error {
+			for _, statement := range statements {
+				if _, err := app.NonconcurrentDB().NewQuery(statement).Execute(); err != nil {
+					return fmt.Errorf("create %s: %w", strings.Join(tables, ", "), err)
+				}
+			}
+			return nil
+		},
+		Down: func(app core.App) error {
+			for _, table := range tables {
+				if _, err := app.NonconcurrentDB().DropTable(table).Execute(); err != nil {
+					return fmt.Errorf("drop table %s: %w", table, err)
+				}
+			}
+			return nil
+		},
+	}
 }
 
 // Metric is one number, read when somebody asks. Counter says that it only grows.

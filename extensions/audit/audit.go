@@ -197,17 +197,3 @@ func detailsJSON(details map[string]any) (string, error) {
 	}
 	return string(raw), nil
 }
-
-// Note is From and Append in one, for features that take a function: what a request did to an account. A nil event is
-// the program itself; a nil subject is nobody.
-func Note(app core.App, e *core.RequestEvent, action, outcome string, subject *core.Record, details map[string]any) error {
-	var entry Entry
-	if e != nil {
-		entry = From(e)
-	}
-	entry.Action, entry.Outcome, entry.Details = action, outcome, details
-	if subject != nil {
-		entry.Subject = PartyOf(subject)
-	}
-	return Append(app, entry)
-}

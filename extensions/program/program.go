@@ -84,6 +84,15 @@ func New(info Info, args []string) *pocketbase.PocketBase {
 	return pb
 }
 
+// Files are the static files that pb serves: those of the public folder, and what it lacks from embedded.
+func Files(pb *pocketbase.PocketBase, embedded fs.FS) fs.FS {
+	dir, err := pb.RootCmd.PersistentFlags().GetString("publicDir")
+	if err != nil {
+		return embedded
+	}
+	return overlay{os.DirFS(dir), embedded}
+}
+
 // servePublic serves static files where the app has no route. A mistyped path of the API is not found, instead of
 // answered with the index page.
 func servePublic(files fs.FS, indexFallback bool) func(*core.ServeEvent) error {

@@ -61,6 +61,12 @@ func postClass(path string) (class, string) {
 		return refresh, "refresh_token"
 	case "/api/v1/auth/reauthenticate", "/api/v1/auth/exchange", "/api/v1/auth/anonymous", "/api/auth/sync":
 		return signIn, ""
+	case "/api/v1/auth/totp/verify":
+		return signIn, "mfaId"
+	case "/api/v1/auth/totp/confirm", "/api/v1/auth/passkeys", "/api/v1/auth/passkeys/sign-in":
+		return signIn, ""
+	case "/api/v1/auth/passkeys/options/sign-in":
+		return refresh, "" // a page that offers passkeys asks for one whenever it opens
 	}
 	switch action, _ := strings.CutPrefix(path, "/api/collections/{collection}/"); action {
 	case "auth-refresh":

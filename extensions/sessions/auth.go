@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"strings"
 	"time"
 
@@ -138,39 +137,19 @@ func (s *Sessions) onStockRefresh(e *core.RecordAuthRequestEvent) error {
 	return nil
 }
 
-// touchEvery is how often uses of a session are noted when there is no other news: an app may renew its stock token with
-// every start and every screen, and a write waits for the disk.
-const touchEvery = time.Minute
-
-// touch notes a use of the session, to an accuracy of [touchEvery], or of a tenth of the idle life if that is less. What the
-// credential was verified by may be a minute old, and answers most calls without the database.
+// touch notes a use of the session if that is news. What the credential was verified by may be a minute old, and answers
+// most calls without the database.
 func (s *Sessions) touch(e *core.RequestEvent, c *Credential) error {
 	d, now := login.DeviceOf(e), s.now()
-	if _, news := s.news(*c.login, d, now); !news {
+	idle := s.cfg.IdleLifetime.Of(cmp.Or(d.Platform, c.login.Platform))
+	if _, news := c.login.News(d, now, idle); !news {
 		return nil
 	}
 	l, err := login.Find(e.App.ConcurrentDB(), c.SessionID)
 	if err != nil {
 		return err
 	}
-	set, news := s.news(*l, d, now)
-	if !news {
-		return nil
-	}
-	if _, err := e.App.NonconcurrentDB().Update(login.Table, set, dbx.HashExp{"id": l.ID}).Execute(); err != nil {
-		return fmt.Errorf("note use of session: %w", err)
-	}
-	return nil
-}
-
-// news is what a use of the session would change in its row, and whether that is worth a write.
-func (s *Sessions) news(l login.Login, d login.Device, now time.Time) (dbx.Params, bool) {
-	idle := s.cfg.IdleLifetime.Of(cmp.Or(d.Platform, l.Platform))
-	noted := time.UnixMilli(l.UsedAt)
-	after := l
-	after.Seen(d, now, idle)
-	l.UsedAt, l.IdleUntil = after.UsedAt, after.IdleUntil
-	return after.Use(), now.Sub(noted) >= min(touchEvery, idle/10) || !maps.Equal(l.Use(), after.Use())
+	return l.Touch(e.App, d, now, idle)
 }
 
 // grant makes the tokens of the session's present generation.

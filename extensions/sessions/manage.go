@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
-	"time"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
@@ -13,36 +12,6 @@ import (
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/sessions/login"
 )
-
-// sessionJSON is a session as its owner sees it.
-type sessionJSON struct {
-	ID         string    `json:"id"`
-	Collection string    `json:"collection,omitempty"` // for admins
-	User       string    `json:"user,omitempty"`       // for admins
-	DeviceID   string    `json:"deviceId"`
-	Name       string    `json:"name"`
-	Platform   string    `json:"platform"`
-	AppVersion string    `json:"appVersion"`
-	UserAgent  string    `json:"userAgent"`
-	Address    string    `json:"address"`
-	Methods    []string  `json:"methods"`
-	Created    time.Time `json:"created"`
-	LastUsed   time.Time `json:"lastUsed"`
-	SignedIn   time.Time `json:"signedIn"` // when a credential was last shown
-	Expires    time.Time `json:"expires"`
-	Current    bool      `json:"current"`
-	Actor      string    `json:"actor,omitempty"` // an admin who acts for the user
-}
-
-func at(ms int64) time.Time { return time.UnixMilli(ms).UTC() }
-
-func view(l *login.Login, current string) sessionJSON {
-	return sessionJSON{
-		ID: l.ID, DeviceID: l.DeviceID, Name: l.DeviceName, Platform: l.Platform, AppVersion: l.AppVersion, UserAgent: l.UserAgent,
-		Address: l.Address, Methods: l.AMR(), Created: at(l.CreatedAt), LastUsed: at(l.UsedAt), SignedIn: at(l.AuthAt),
-		Expires: l.Until().UTC(), Current: l.ID == current, Actor: l.Actor,
-	}
-}
 
 // Pages of the list for admins; a user has few enough sessions for one answer.
 const (
@@ -84,10 +53,10 @@ func (s *Sessions) handleList(e *core.RequestEvent) error {
 	if c := Current(e); c != nil {
 		current = c.SessionID
 	}
-	out := make([]sessionJSON, len(rows))
+	out := make([]login.View, len(rows))
 	for i := range rows {
 		l := &rows[i]
-		out[i] = view(l, current)
+		out[i] = l.View(current)
 		if admin {
 			out[i].Collection, out[i].User = l.Collection, l.Record
 		}
@@ -145,7 +114,7 @@ func (s *Sessions) handleRename(e *core.RequestEvent) error {
 	if c := Current(e); c != nil {
 		current = c.SessionID
 	}
-	return api.Write(e, http.StatusOK, view(l, current))
+	return api.Write(e, http.StatusOK, l.View(current))
 }
 
 func (s *Sessions) handleEnd(e *core.RequestEvent) error {

@@ -55,11 +55,14 @@ func (s *Sessions) handleReauthenticate(e *core.RequestEvent) error {
 	if c == nil || c.SessionID == "" || c.Actor != nil {
 		return api.Fail(ErrRecentAuth, "the token belongs to no session of the user")
 	}
+	if err := s.requireOneFactor(e); err != nil {
+		return err
+	}
 	method := "password"
 	var good bool
 	var err error
 	if body.Password != "" {
-		good = e.Auth.Collection().PasswordAuth.Enabled && e.Auth.ValidatePassword(body.Password)
+		good, err = s.rightPassword(e, body.Password)
 	} else {
 		method = "otp"
 		good, err = s.spendOTP(e, body.OTPID, body.Code)
@@ -83,6 +86,32 @@ func (s *Sessions) handleReauthenticate(e *core.RequestEvent) error {
 		return err
 	}
 	return api.Write(e, http.StatusOK, map[string]any{"recentUntil": s.now().Add(s.cfg.Recent).UTC()})
+}
+
+// requireOneFactor sends users with a second factor to the whole sign-in: one credential is not what they signed in with.
+func (s *Sessions) requireOneFactor(e *core.RequestEvent) error {
+	more := e.Auth.Collection().MFA.Enabled
+	if !more && s.deps.SecondFactor != nil {
+		var err error
+		if more, err = s.deps.SecondFactor(e.App, e.Auth); err != nil {
+			return fmt.Errorf("look for a second factor: %w", err)
+		}
+	}
+	if more {
+		return api.Fail(ErrRecentAuth, "this account has a second factor: sign in again")
+	}
+	return nil
+}
+
+func (s *Sessions) rightPassword(e *core.RequestEvent, password string) (bool, error) {
+	collection := e.Auth.Collection()
+	switch {
+	case !collection.PasswordAuth.Enabled:
+		return false, nil
+	case s.deps.Password != nil:
+		return s.deps.Password(e, collection, e.Auth, password)
+	}
+	return e.Auth.ValidatePassword(password), nil
 }
 
 // spendOTP takes a one-time code of the caller. It is gone after the first try, right or wrong: a new one is a mail away,

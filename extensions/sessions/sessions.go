@@ -16,6 +16,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -54,6 +55,12 @@ type Deps struct {
 
 	// PublicURL is where apps reach the server; empty takes the address it listens on.
 	PublicURL string
+
+	// Password checks the password of an account; nil leaves that to PocketBase.
+	Password func(e *core.RequestEvent, collection *core.Collection, account *core.Record, password string) (bool, error)
+
+	// SecondFactor reports whether an account needs more than one credential to sign in; nil means none does.
+	SecondFactor func(app core.App, account *core.Record) (bool, error)
 }
 
 // Sessions is the feature. It is safe for concurrent use once it is bound to an application.
@@ -70,8 +77,8 @@ type Sessions struct {
 	refreshKey func() []byte
 	seals      stock.Sealer
 
-	cancel  context.CancelFunc
-	tending sync.WaitGroup
+	cancel context.CancelFunc
+	tended chan struct{} // closed when the regular work has ended
 
 	// signIns are the sign-ins under way, for the notice about new devices.
 	signIns sync.Map // *core.Record -> *login.Login
@@ -96,9 +103,11 @@ func (s *Sessions) Extension() extensions.Extension {
 			ErrTokenExpired, ErrTokenInvalid, ErrTokenRevoked, ErrRefreshInvalid, ErrRefreshReused, ErrRecentAuth, ErrWrongPassword,
 			ErrEmailTaken,
 		},
-		Tables:     []string{login.Table, login.Ended, signing.Table},
-		Migrations: []extensions.Migration{{Unix: 1795350000, What: "create", Up: createTables}},
-		Bind:       s.bind,
+		Tables: []string{login.Table, login.Ended, signing.Table},
+		Migrations: []extensions.Migration{
+			extensions.Tables(1795350000, "create", slices.Concat(login.Schema(), signing.Schema()), login.Table, login.Ended, signing.Table),
+		},
+		Bind: s.bind,
 		Middlewares: []*hook.Handler[*core.RequestEvent]{
 			{Id: "satchelCredentials", Priority: strictPriority, Func: s.judge},
 		},
@@ -133,7 +142,8 @@ func (s *Sessions) start(ctx context.Context, _ *extensions.Host) error {
 		return err
 	}
 	ctx, s.cancel = context.WithCancel(ctx)
-	s.tending.Go(func() { s.tend(ctx) })
+	s.tended = make(chan struct{})
+	go s.tend(ctx)
 	return nil
 }
 
@@ -143,13 +153,8 @@ func (s *Sessions) stop(ctx context.Context) error {
 		return nil
 	}
 	s.cancel()
-	done := make(chan struct{})
-	go func() {
-		s.tending.Wait()
-		close(done)
-	}()
 	select {
-	case <-done:
+	case <-s.tended:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
@@ -191,13 +196,6 @@ func party(app core.App, l *login.Login) audit.Party {
 		}
 	}
 	return out
-}
-
-func createTables(app core.App) error {
-	if err := login.Create(app); err != nil {
-		return err
-	}
-	return signing.Create(app)
 }
 
 // begin is a new session of a user, not stored yet.

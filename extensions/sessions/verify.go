@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
-	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/security"
@@ -100,7 +99,9 @@ func (s *Sessions) verifyAccess(e *core.RequestEvent, token string, watch func(t
 	if err != nil || !collection.IsAuth() {
 		return refuse(e, ErrTokenRevoked, true, err)
 	}
-	s.confirm(e.App, l, claims.Generation)
+	if err := l.Confirm(e.App, claims.Generation); err != nil { // the next verification tries again
+		s.logger.Warn("a refresh could not be confirmed", "error", err)
+	}
 	c := &Credential{SessionID: l.ID, AccessToken: true, ReadOnly: l.ReadOnly, Expires: claims.ExpiresAt.Time, Actor: actorOf(l), login: l}
 	return verified(record, c, l), nil
 }
@@ -172,19 +173,6 @@ func (s *Sessions) verifyStock(e *core.RequestEvent, token string, watch func(ta
 	}
 	c.SessionID, c.ReadOnly, c.Actor, c.login = l.ID, l.ReadOnly, actorOf(l), l
 	return verified(v.Record, c, l), nil
-}
-
-// confirm notes that the client holds the generation. It is written once a generation; if it cannot be written now, the
-// next verification tries again.
-func (s *Sessions) confirm(app core.App, l *login.Login, generation int64) {
-	if generation <= l.Confirmed {
-		return
-	}
-	_, err := app.NonconcurrentDB().NewQuery(`UPDATE ` + login.Table + ` SET confirmed = {:generation} WHERE id = {:id} AND confirmed < {:generation}`).
-		Bind(dbx.Params{"generation": generation, "id": l.ID}).Execute()
-	if err != nil {
-		s.logger.Warn("a refresh could not be confirmed", "error", err)
-	}
 }
 
 // judge is what follows from the credential. It is one middleware because every request pays for each.

@@ -27,8 +27,8 @@ const (
 	// Meta is the JSON field of every note.
 	Meta = `{"a":1,"b":["x","y"],"c":{"d":true}}`
 
-	// hashCost is PocketBase's default.
-	hashCost = bcrypt.DefaultCost
+	// HashCost is the bcrypt cost of the accounts, PocketBase's default.
+	HashCost = bcrypt.DefaultCost
 
 	superuser = "admin@example.com"
 )
@@ -152,7 +152,7 @@ func noteFields() []core.Field {
 
 // rows inserts without validation: what follows is valid, and 20,000 records take a second instead of ten.
 func rows(app core.App, size Size) error {
-	hash, err := bcrypt.GenerateFromPassword([]byte(Password), hashCost)
+	hash, err := bcrypt.GenerateFromPassword([]byte(Password), HashCost)
 	if err != nil {
 		return fmt.Errorf("hash password: %w", err)
 	}

@@ -301,3 +301,53 @@ func TestReasonsOfFailures(t *testing.T) {
 		}
 	}
 }
+
+// PocketBase answers a sign-in with the record and what hooks have put into meta, and writes the demand for a second
+// factor before it returns apis.ErrMFA.
+func TestAuthResponse(t *testing.T) {
+	app := open(t, core.BaseAppConfig{})
+	users, err := app.FindCollectionByNameOrId("users")
+	if err != nil {
+		t.Fatal(err)
+	}
+	user := core.NewRecord(users)
+	user.SetEmail("ada@example.test")
+	user.SetPassword("correct-horse")
+	if err := app.Save(user); err != nil {
+		t.Fatal(err)
+	}
+	app.OnRecordAuthRequest().BindFunc(func(e *core.RecordAuthRequestEvent) error {
+		e.Meta = map[string]any{"session": map[string]string{"id": "s"}}
+		return e.Next()
+	})
+	app.OnServe().BindFunc(func(e *core.ServeEvent) error {
+		e.Router.POST("/in", func(e *core.RequestEvent) error {
+			user, err := e.App.FindRecordById("users", user.Id)
+			if err != nil {
+				return err
+			}
+			answer, err := pb.AuthResponse(e, user, "own")
+			if err != nil {
+				return err
+			}
+			return e.String(http.StatusOK, string(answer.Meta["session"])+string(answer.Record))
+		})
+		return e.Next()
+	})
+	h := serve(t, app)
+	post := func() *httptest.ResponseRecorder {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest(http.MethodPost, "/in?fields=token", nil))
+		return w
+	}
+	if w := post(); w.Code != http.StatusOK || !strings.HasPrefix(w.Body.String(), `{"id":"s"}{`) || !strings.Contains(w.Body.String(), user.Id) {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	users.OTP.Enabled, users.MFA.Enabled = true, true
+	if err := app.Save(users); err != nil {
+		t.Fatal(err)
+	}
+	if w := post(); w.Code != http.StatusUnauthorized || !strings.HasPrefix(w.Body.String(), `{"mfaId":"`) {
+		t.Errorf("with a second factor: %d %s", w.Code, w.Body)
+	}
+}

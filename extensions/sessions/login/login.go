@@ -29,9 +29,9 @@ const (
 	Ended = "sessions_ended"
 )
 
-// Create makes the tables.
-func Create(app core.App) error {
-	for _, statement := range []string{
+// Schema lists the statements that create the tables.
+func Schema() []string {
+	return []string{
 		`CREATE TABLE ` + Table + ` (
 			id TEXT PRIMARY KEY, collection TEXT NOT NULL, record TEXT NOT NULL, salt BLOB NOT NULL,
 			generation INTEGER NOT NULL, confirmed INTEGER NOT NULL, rotated_at INTEGER NOT NULL,
@@ -45,12 +45,7 @@ func Create(app core.App) error {
 		`CREATE INDEX ` + Table + `_idle ON ` + Table + ` (idle_until)`,
 		`CREATE TABLE ` + Ended + ` (id TEXT PRIMARY KEY, ended_at INTEGER NOT NULL, reason TEXT NOT NULL) WITHOUT ROWID`,
 		`CREATE INDEX ` + Ended + `_time ON ` + Ended + ` (ended_at)`,
-	} {
-		if _, err := app.NonconcurrentDB().NewQuery(statement).Execute(); err != nil {
-			return err
-		}
 	}
-	return nil
 }
 
 // Login is a session's row; times are Unix milliseconds.
@@ -161,6 +156,42 @@ func (l *Login) Use() dbx.Params {
 		"used_at": l.UsedAt, "idle_until": l.IdleUntil, "device_id": l.DeviceID, "device_name": l.DeviceName,
 		"platform": l.Platform, "app_version": l.AppVersion, "user_agent": l.UserAgent, "address": l.Address,
 	}
+}
+
+// touchEvery is how often uses of a session are noted when there is no other news: an app may renew its stock token with
+// every start and every screen, and a write waits for the disk.
+const touchEvery = time.Minute
+
+// News is what a use of the session would change in its row, and whether that is worth a write: uses are noted to an
+// accuracy of [touchEvery], or of a tenth of the idle life if that is less.
+func (l *Login) News(d Device, now time.Time, idle time.Duration) (dbx.Params, bool) {
+	before, after := *l, *l
+	after.Seen(d, now, idle)
+	before.UsedAt, before.IdleUntil = after.UsedAt, after.IdleUntil
+	late := now.Sub(time.UnixMilli(l.UsedAt)) >= min(touchEvery, idle/10)
+	return after.Use(), late || !maps.Equal(before.Use(), after.Use())
+}
+
+// Touch notes a use of the session if that is news.
+func (l *Login) Touch(app core.App, d Device, now time.Time, idle time.Duration) error {
+	set, news := l.News(d, now, idle)
+	if !news {
+		return nil
+	}
+	if _, err := app.NonconcurrentDB().Update(Table, set, dbx.HashExp{"id": l.ID}).Execute(); err != nil {
+		return fmt.Errorf("note use of session: %w", err)
+	}
+	return nil
+}
+
+// Confirm notes that the client holds a generation, once for each.
+func (l *Login) Confirm(app core.App, generation int64) error {
+	if generation <= l.Confirmed {
+		return nil
+	}
+	_, err := app.NonconcurrentDB().NewQuery(`UPDATE ` + Table + ` SET confirmed = {:generation} WHERE id = {:id} AND confirmed < {:generation}`).
+		Bind(dbx.Params{"generation": generation, "id": l.ID}).Execute()
+	return err
 }
 
 // Insert stores a new session.

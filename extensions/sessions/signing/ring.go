@@ -55,9 +55,9 @@ type Key struct {
 	ID        string    `json:"id"`
 	Algorithm string    `json:"algorithm"`
 	State     State     `json:"state"`
-	Created   time.Time `json:"created"`
-	Activated time.Time `json:"activated,omitzero"`
-	Retired   time.Time `json:"retired,omitzero"`
+	Created   time.Time `json:"createdAt"`
+	Activated time.Time `json:"activatedAt,omitzero"`
+	Retired   time.Time `json:"retiredAt,omitzero"`
 
 	jwk     JWK
 	public  crypto.PublicKey
@@ -95,13 +95,12 @@ func NewRing(app core.App, vault Vault, version func(table string) uint64, algor
 	}
 }
 
-// Create makes the table.
-func Create(app core.App) error {
-	_, err := app.NonconcurrentDB().NewQuery(`CREATE TABLE ` + Table + ` (
+// Schema lists the statements that create the table.
+func Schema() []string {
+	return []string{`CREATE TABLE ` + Table + ` (
 		id TEXT PRIMARY KEY, state TEXT NOT NULL, jwk TEXT NOT NULL, sealed TEXT NOT NULL,
 		created_at INTEGER NOT NULL, activated_at INTEGER NOT NULL DEFAULT 0, retired_at INTEGER NOT NULL DEFAULT 0
-	) WITHOUT ROWID`).Execute()
-	return err
+	) WITHOUT ROWID`}
 }
 
 // row is a key in the table; times are Unix milliseconds.

@@ -1,0 +1,217 @@
+// Package outbound makes the HTTP client for addresses that somebody else chose, directly or by DNS: key sets of identity
+// providers, webhooks, push services.
+//
+// The client speaks https only, follows no redirect, asks no proxy, and checks the address that it is about to dial, after
+// DNS, so that a name cannot lead to loopback, a private network or the metadata service of a cloud. It limits time and
+// headers; the body is the caller's to limit, with [Read].
+package outbound
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Timeout bounds a call from the dial to the last byte of the body.
+const Timeout = 10 * time.Second
+
+const (
+	maxHeader    = 64 << 10
+	maxIdle      = 32
+	idleTimeout  = 90 * time.Second
+	maxCAFile    = 1 << 20
+	maxHostBytes = 253 // RFC 1035 section 2.3.4
+)
+
+// Errors of calls that were refused before or while they were made.
+var (
+	ErrScheme   = errors.New("only https is allowed")
+	ErrHost     = errors.New("the host is not allowed")
+	ErrAddress  = errors.New("the address is not public")
+	ErrPort     = errors.New("only the ports 443 and 8443 are allowed")
+	ErrRedirect = errors.New("redirects are not followed")
+	ErrTooLarge = errors.New("the body is too large")
+)
+
+// Options loosen or tighten the client. The zero value is what production uses.
+type Options struct {
+	// AllowLoopback lets the client reach loopback addresses, on any port. For stubs in tests and development.
+	AllowLoopback bool
+
+	// Root is trusted besides those of the system. For stubs in tests and development.
+	Root *x509.Certificate
+
+	// DenyHosts are names that are refused whatever their address is, such as the server's own public name.
+	DenyHosts []string
+}
+
+// NewClient returns a client that is safe for concurrent use. Its errors wrap those of this package.
+func NewClient(o Options) *http.Client {
+	config := &tls.Config{MinVersion: tls.VersionTLS12}
+	if o.Root != nil {
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			pool = x509.NewCertPool() // no store of the system, as in an empty container
+		}
+		pool.AddCert(o.Root)
+		config.RootCAs = pool
+	}
+	dialer := &net.Dialer{
+		Timeout: Timeout, KeepAlive: 30 * time.Second,
+		ControlContext: func(_ context.Context, network, address string, _ syscall.RawConn) error {
+			return checkDial(network, address, o.AllowLoopback)
+		},
+	}
+	transport := &http.Transport{
+		Proxy:                  nil, // a proxy from the environment would dial for us, past the check
+		DialContext:            dialer.DialContext,
+		TLSClientConfig:        config,
+		TLSHandshakeTimeout:    Timeout,
+		ResponseHeaderTimeout:  Timeout,
+		MaxResponseHeaderBytes: maxHeader,
+		MaxIdleConns:           maxIdle,
+		MaxIdleConnsPerHost:    2,
+		IdleConnTimeout:        idleTimeout,
+		DisableCompression:     true, // limits count the bytes of the wire
+		ForceAttemptHTTP2:      true,
+	}
+	return &http.Client{
+		Timeout:       Timeout,
+		Transport:     guard{next: transport, deny: lower(o.DenyHosts)},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return ErrRedirect },
+	}
+}
+
+// ReadCA reads one PEM certificate from a file, for [Options.Root].
+func ReadCA(path string) (*x509.Certificate, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open certificate: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	text, err := io.ReadAll(io.LimitReader(f, maxCAFile))
+	if err != nil {
+		return nil, fmt.Errorf("read certificate: %w", err)
+	}
+	block, _ := pem.Decode(text)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, errors.New("read certificate: the file has no PEM certificate")
+	}
+	ca, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("parse certificate: %w", err)
+	}
+	return ca, nil
+}
+
+// Read returns the whole body, or ErrTooLarge when it has more than limit bytes.
+func Read(body io.Reader, limit int64) ([]byte, error) {
+	raw, err := io.ReadAll(io.LimitReader(body, limit+1))
+	if err != nil {
+		return nil, fmt.Errorf("read body: %w", err)
+	}
+	if int64(len(raw)) > limit {
+		return nil, ErrTooLarge
+	}
+	return raw, nil
+}
+
+// CheckURL tells what is wrong with an address before anybody calls it, such as when it is entered. The dial is checked
+// all the same.
+func CheckURL(u *url.URL) error {
+	switch host := u.Hostname(); {
+	case u.Scheme != "https":
+		return ErrScheme
+	case host == "" || len(host) > maxHostBytes || u.User != nil || u.Opaque != "":
+		return ErrHost
+	}
+	return nil
+}
+
+// guard refuses a request by what its URL says.
+type guard struct {
+	next http.RoundTripper
+	deny []string
+}
+
+// RoundTrip implements http.RoundTripper.
+func (g guard) RoundTrip(r *http.Request) (*http.Response, error) {
+	err := CheckURL(r.URL)
+	if err == nil && slices.Contains(g.deny, strings.TrimSuffix(strings.ToLower(r.URL.Hostname()), ".")) {
+		err = ErrHost
+	}
+	if err != nil {
+		if r.Body != nil {
+			_ = r.Body.Close() // the contract of a RoundTripper
+		}
+		return nil, err
+	}
+	return g.next.RoundTrip(r)
+}
+
+func lower(hosts []string) []string {
+	out := make([]string, len(hosts))
+	for i, h := range hosts {
+		out[i] = strings.TrimSuffix(strings.ToLower(h), ".")
+	}
+	return out
+}
+
+// checkDial sees the address that the name was resolved to, right before the connection is made.
+func checkDial(network, address string, allowLoopback bool) error {
+	target, err := netip.ParseAddrPort(address)
+	if err != nil || !strings.HasPrefix(network, "tcp") {
+		return fmt.Errorf("%w: %s", ErrAddress, address)
+	}
+	addr := target.Addr().Unmap().WithZone("")
+	if allowLoopback && addr.IsLoopback() {
+		return nil
+	}
+	if !Public(addr) {
+		return fmt.Errorf("%w: %s", ErrAddress, addr)
+	}
+	if target.Port() != 443 && target.Port() != 8443 {
+		return fmt.Errorf("%w: %d", ErrPort, target.Port())
+	}
+	return nil
+}
+
+// Public reports whether an address belongs to the public internet, as far as its number says.
+func Public(addr netip.Addr) bool {
+	addr = addr.Unmap().WithZone("")
+	if !addr.IsValid() || addr.IsLoopback() || addr.IsPrivate() || addr.IsLinkLocalUnicast() || addr.IsMulticast() || addr.IsUnspecified() {
+		return false
+	}
+	return !slices.ContainsFunc(special(), func(p netip.Prefix) bool { return p.Contains(addr) })
+}
+
+// special are the networks that netip has no question for. An IPv6 address that carries an IPv4 one inside is refused
+// whole, because a gateway would send it to where the check did not look.
+func special() []netip.Prefix {
+	return []netip.Prefix{
+		netip.MustParsePrefix("0.0.0.0/8"),      // this network, RFC 791: Linux takes it for itself
+		netip.MustParsePrefix("100.64.0.0/10"),  // carriers' address translation, RFC 6598; metadata of some clouds
+		netip.MustParsePrefix("192.0.0.0/24"),   // protocol assignments, RFC 6890
+		netip.MustParsePrefix("198.18.0.0/15"),  // benchmarks, RFC 2544
+		netip.MustParsePrefix("240.0.0.0/4"),    // reserved and broadcast, RFC 1112
+		netip.MustParsePrefix("::/96"),          // IPv4-compatible, RFC 4291
+		netip.MustParsePrefix("64:ff9b::/96"),   // IPv4 inside, RFC 6052
+		netip.MustParsePrefix("64:ff9b:1::/48"), // IPv4 inside, RFC 8215
+		netip.MustParsePrefix("2001::/32"),      // Teredo, RFC 4380
+		netip.MustParsePrefix("2002::/16"),      // 6to4, RFC 3056
+		netip.MustParsePrefix("fec0::/10"),      // site-local, RFC 3879
+	}
+}
