@@ -8,7 +8,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/satchelbase/satchel/bench/internal/load"
 	"github.com/satchelbase/satchel/bench/internal/report"
 )
 
@@ -56,11 +55,7 @@ func (b *bench) footprintOf(ctx context.Context, c *contender) (report.Result, e
 		report.Start: milliseconds(starts[len(starts)/2]), report.Idle: idle,
 	}}
 	for _, op := range []operation{listStock(), create()} {
-		pool, err := s.pool(ctx, &b.plan, op)
-		if err != nil {
-			return report.Result{}, err
-		}
-		loop, err := load.NewLoop(ctx, s.addr, loadClients, pool, op.accept...)
+		loop, err := s.loop(ctx, &b.plan, op, loadClients)
 		if err != nil {
 			return report.Result{}, err
 		}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"sync"
 
-	"github.com/satchelbase/satchel/bench/internal/load"
 	"github.com/satchelbase/satchel/bench/internal/report"
 )
 
@@ -30,19 +29,12 @@ func logins(ctx context.Context, b *bench, r *report.Row) error {
 }
 
 func (b *bench) readBesideLogins(ctx context.Context, s *server) (report.Result, error) {
-	start := func(op operation, connections int) (*load.Loop, error) {
-		pool, err := s.pool(ctx, &b.plan, op)
-		if err != nil {
-			return nil, err
-		}
-		return load.NewLoop(ctx, s.addr, connections, pool, op.accept...)
-	}
-	readers, err := start(getOne(stockNotes), readerClients)
+	readers, err := s.loop(ctx, &b.plan, getOne(stockNotes), readerClients)
 	if err != nil {
 		return report.Result{}, err
 	}
 	defer readers.Close()
-	others, err := start(login(), loginClients)
+	others, err := s.loop(ctx, &b.plan, login(), loginClients)
 	if err != nil {
 		return report.Result{}, err
 	}

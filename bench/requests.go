@@ -3,12 +3,12 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 
 	"github.com/satchelbase/satchel/bench/internal/load"
 	"github.com/satchelbase/satchel/bench/internal/seed"
+	"github.com/satchelbase/satchel/bench/internal/shape"
 )
 
 // How many different requests a lane has; they are sent in turn.
@@ -31,8 +31,8 @@ const (
 	stockMessages = "/api/collections/message/records"
 )
 
-// account is a user with a token for one server.
-type account struct{ id, email, token string }
+// account is a user with the tokens that one server has given out. Only Satchel has access and refresh.
+type account struct{ id, email, token, access, refresh string }
 
 func (a account) auth() load.Header { return load.Header{Name: "Authorization", Value: a.token} }
 
@@ -41,17 +41,21 @@ type operation struct {
 	variants int
 	request  func(p *plan, s *server, k int) load.Request
 	accept   []int
-	shape    shape
+	shape    shape.Shape
 
 	// revalidates sends the ETag of a first answer along, if there is one.
 	revalidates bool
+
+	// follow builds the next request of a client from its last answer; request is then the first one of client k.
+	follow func(s *server, body []byte) (load.Request, error)
 }
 
 // account returns the one that sends the k-th request.
 func (s *server) account(k int) account { return s.accounts[k%len(s.accounts)] }
 
-// signIn gets the tokens.
+// signIn gets the tokens, in the place of those that there are.
 func (s *server) signIn(ctx context.Context) error {
+	s.accounts = nil
 	for i := range signedIn {
 		email := seed.Email(i)
 		body, err := json.Marshal(map[string]string{"identity": email, "password": seed.Password})
@@ -65,13 +69,39 @@ func (s *server) signIn(ctx context.Context) error {
 		var got struct {
 			Token  string
 			Record struct{ ID string }
+			Meta   struct{ Session grant }
 		}
 		if err := json.Unmarshal(answer.Body, &got); err != nil || got.Token == "" || got.Record.ID != seed.UserID(i) {
 			return fmt.Errorf("sign in to %s: status %d: %s", s.contender.name, answer.Status, answer.Body)
 		}
-		s.accounts = append(s.accounts, account{id: got.Record.ID, email: email, token: got.Token})
+		s.accounts = append(s.accounts, account{
+			id: got.Record.ID, email: email, token: got.Token, access: got.Meta.Session.AccessToken, refresh: got.Meta.Session.RefreshToken,
+		})
 	}
 	return nil
+}
+
+// loop connects the clients of an operation.
+func (s *server) loop(ctx context.Context, p *plan, op operation, connections int) (*load.Loop, error) {
+	if op.follow == nil {
+		pool, err := s.pool(ctx, p, op)
+		if err != nil {
+			return nil, fmt.Errorf("build requests: %w", err)
+		}
+		return load.NewLoop(ctx, s.addr, connections, pool, op.accept...)
+	}
+	// A chain cannot be begun twice: its first token has been used.
+	if err := s.signIn(ctx); err != nil {
+		return nil, err
+	}
+	if connections > len(s.accounts) {
+		return nil, fmt.Errorf("%d clients, but %d sessions", connections, len(s.accounts))
+	}
+	var first []load.Request
+	for k := range connections {
+		first = append(first, op.request(p, s, k))
+	}
+	return load.NewChains(ctx, s.addr, first, func(body []byte) (load.Request, error) { return op.follow(s, body) }, op.accept...)
 }
 
 // pool builds all requests of an operation.
@@ -96,25 +126,25 @@ func (s *server) pool(ctx context.Context, p *plan, op operation) ([]load.Reques
 }
 
 // get builds an operation that reads; path may differ for each request.
-func get(shape shape, path func(p *plan, k int) string) operation {
+func get(want shape.Shape, path func(p *plan, k int) string) operation {
 	return operation{
-		variants: readVariants, accept: []int{http.StatusOK}, shape: shape,
+		variants: readVariants, accept: []int{http.StatusOK}, shape: want,
 		request: func(p *plan, s *server, k int) load.Request {
 			return load.NewRequest(http.MethodGet, s.addr, path(p, k), nil, s.account(k).auth())
 		},
 	}
 }
 
-func getSame(shape shape, path string) operation {
-	return get(shape, func(*plan, int) string { return path })
+func getSame(want shape.Shape, path string) operation {
+	return get(want, func(*plan, int) string { return path })
 }
 
 // trivial is the plainest authenticated route that all have: it touches no record.
-func trivial() operation { return getSame(whole, "/api/collections/users/auth-methods") }
+func trivial() operation { return getSame(shape.Whole, "/api/collections/users/auth-methods") }
 
 // getOne reads a note of the account that asks: note n belongs to user n modulo the number of users.
 func getOne(base string) operation {
-	return get(record, func(p *plan, k int) string {
+	return get(shape.Record, func(p *plan, k int) string {
 		rounds := p.size.Notes / p.size.Users
 		note := (k/signedIn)*7%rounds*p.size.Users + k%signedIn
 		return base + "/" + seed.NoteID(note)
@@ -122,19 +152,19 @@ func getOne(base string) operation {
 }
 
 func listStock() operation {
-	return getSame(list, fmt.Sprintf("%s?perPage=%d&skipTotal=1&sort=-updated", stockNotes, listSize))
+	return getSame(shape.List, fmt.Sprintf("%s?perPage=%d&skipTotal=1&sort=-updated", stockNotes, listSize))
 }
 
 func listVersion() operation {
-	return getSame(list, fmt.Sprintf("%s?limit=%d&sort=-updated", versionNotes, listSize))
+	return getSame(shape.List, fmt.Sprintf("%s?limit=%d&sort=-updated", versionNotes, listSize))
 }
 
 func listTotals() operation {
-	return getSame(list, fmt.Sprintf("%s?perPage=%d&sort=-updated", stockNotes, listSize))
+	return getSame(shape.List, fmt.Sprintf("%s?perPage=%d&sort=-updated", stockNotes, listSize))
 }
 
 func listVersionTotals() operation {
-	return getSame(list, fmt.Sprintf("%s?limit=%d&sort=-updated&total=true", versionNotes, listSize))
+	return getSame(shape.List, fmt.Sprintf("%s?limit=%d&sort=-updated&total=true", versionNotes, listSize))
 }
 
 // repeated is a list that the client has already.
@@ -145,9 +175,9 @@ func repeated(op operation) operation {
 }
 
 // post builds an operation that writes. JSON of these values cannot fail.
-func post(shape shape, variants int, path string, body func(s *server, k int) any) operation {
+func post(want shape.Shape, variants int, path string, body func(s *server, k int) any) operation {
 	return operation{
-		variants: variants, accept: []int{http.StatusOK}, shape: shape,
+		variants: variants, accept: []int{http.StatusOK}, shape: want,
 		request: func(_ *plan, s *server, k int) load.Request {
 			text, err := json.Marshal(body(s, k))
 			if err != nil {
@@ -165,17 +195,17 @@ func newNote(owner string, k int) any {
 }
 
 func create() operation {
-	return post(created, writeVariants, stockNotes, func(s *server, k int) any { return newNote(s.account(k).id, k) })
+	return post(shape.Created, writeVariants, stockNotes, func(s *server, k int) any { return newNote(s.account(k).id, k) })
 }
 
 func message() operation {
-	return post(created, writeVariants, stockMessages, func(s *server, k int) any {
+	return post(shape.Created, writeVariants, stockMessages, func(s *server, k int) any {
 		return map[string]any{"owner": s.account(k).id, "room": seed.Room, "data": fmt.Sprintf("a message from the benchmark, number %d", k)}
 	})
 }
 
 func bulk() operation {
-	return post(batch, bulkVariants, "/api/batch", func(s *server, k int) any {
+	return post(shape.Batch, bulkVariants, "/api/batch", func(s *server, k int) any {
 		var items []any
 		for i := range bulkSize {
 			items = append(items, map[string]any{"method": http.MethodPost, "url": stockNotes, "body": newNote(s.account(k).id, k*bulkSize+i)})
@@ -185,95 +215,12 @@ func bulk() operation {
 }
 
 func refresh() operation {
-	return post(tokens, readVariants, "/api/collections/users/auth-refresh", func(*server, int) any { return struct{}{} })
+	return post(shape.Tokens, readVariants, "/api/collections/users/auth-refresh", func(*server, int) any { return struct{}{} })
 }
 
 func login() operation {
-	op := post(tokens, readVariants, "/api/collections/users/auth-with-password", func(s *server, k int) any {
+	op := post(shape.Tokens, readVariants, "/api/collections/users/auth-with-password", func(s *server, k int) any {
 		return map[string]string{"identity": s.account(k).email, "password": seed.Password}
 	})
 	return op
-}
-
-// shape says where the records of an answer are, and what in them differs between servers that do the same.
-type shape int
-
-const (
-	whole   shape = iota // no records; the answer itself counts
-	record               // one
-	list                 // many
-	created              // one that the request has made
-	batch                // many of those
-	tokens               // the account's
-)
-
-// records returns what must be the same on all servers.
-func (s shape) records(body []byte) ([]map[string]any, error) {
-	var v any
-	if err := json.Unmarshal(body, &v); err != nil {
-		return nil, fmt.Errorf("parse answer: %w", err)
-	}
-	if s == batch {
-		items, ok := v.([]any)
-		if !ok {
-			return nil, errors.New("the answer to the batch is not a list")
-		}
-		return createdRecords(items)
-	}
-	object, ok := v.(map[string]any)
-	if !ok {
-		return nil, errors.New("the answer is not an object")
-	}
-	if _, enveloped := object["success"]; enveloped {
-		v = object["data"]
-	} else if s == list {
-		v = object["items"]
-	}
-	switch s {
-	case list:
-		items, ok := v.([]any)
-		if !ok {
-			return nil, errors.New("the answer has no list")
-		}
-		return objects(items)
-	case created:
-		return createdRecords([]any{map[string]any{"body": v}})
-	case tokens:
-		return objects([]any{object["record"]})
-	default:
-		return objects([]any{v})
-	}
-}
-
-// createdRecords leaves out what the server chooses.
-func createdRecords(items []any) ([]map[string]any, error) {
-	results, err := objects(items)
-	if err != nil {
-		return nil, err
-	}
-	var bodies []any
-	for _, r := range results {
-		bodies = append(bodies, r["body"])
-	}
-	records, err := objects(bodies)
-	for _, r := range records {
-		for _, field := range []string{"id", "created", "updated"} {
-			if text, ok := r[field].(string); ok && text != "" {
-				delete(r, field)
-			}
-		}
-	}
-	return records, err
-}
-
-func objects(items []any) ([]map[string]any, error) {
-	var list []map[string]any
-	for _, item := range items {
-		object, ok := item.(map[string]any)
-		if !ok {
-			return nil, errors.New("a record is not an object")
-		}
-		list = append(list, object)
-	}
-	return list, nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/satchelbase/satchel/bench/internal/report"
@@ -24,6 +25,7 @@ type rowSpec struct {
 	op        operation
 	version   *operation      // the same on Satchel's own route
 	per       int             // what one request counts for, 0 for one
+	differ    bool            // the answers of the lanes cannot be compared
 	stretch   int             // how many times longer than usual its slices are, 0 for once
 	columns   []report.Metric // nil for those of a repeated request
 	compared  []report.Metric
@@ -44,8 +46,7 @@ func ids() []string {
 // rows is the scorecard. Its targets were set from the measured costs of the parts of a request, before the parts were
 // written.
 func rows() []rowSpec {
-	reads := reads()
-	return append(reads, append(writes(), others()...)...)
+	return slices.Concat(reads(), writes(), others(), credentials(), side())
 }
 
 func reads() []rowSpec {
@@ -149,6 +150,11 @@ func others() []rowSpec {
 				{Lane: satchel, Metric: report.Binary, AtMost: 75},
 			},
 		},
+	}
+}
+
+func side() []rowSpec {
+	return []rowSpec{
 		{
 			id: "logins", title: "side row: reads while four clients log in", run: logins,
 			columns: []report.Metric{report.ReadAlone, report.ReadLogins, report.Logins},

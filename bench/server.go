@@ -40,6 +40,8 @@ type server struct {
 type startOptions struct {
 	dir     string        // existing folder; empty for a new one with a copy of the database
 	durable time.Duration // a disk that is as much slower, and durable commits
+
+	settings []string // of Satchel beside the usual ones
 }
 
 // start runs a contender until it answers.

@@ -44,5 +44,5 @@ func (l *lane) sample(ctx context.Context, p *plan) ([]map[string]any, error) {
 	if !slices.Contains(l.op.accept, answer.Status) {
 		return nil, fmt.Errorf("status %d: %s", answer.Status, answer.Body)
 	}
-	return l.op.shape.records(answer.Body)
+	return l.op.shape.Records(answer.Body)
 }

@@ -124,8 +124,8 @@ func (s *Sessions) onStockRefresh(e *core.RecordAuthRequestEvent) error {
 	if c == nil || c.AccessToken { // an access token is answered unchanged
 		return nil
 	}
-	if c.SessionID != "" {
-		if err := s.touch(e.RequestEvent, c.SessionID); err != nil {
+	if c.login != nil {
+		if err := s.touch(e.RequestEvent, c); err != nil {
 			return err
 		}
 	}
@@ -137,18 +137,19 @@ func (s *Sessions) onStockRefresh(e *core.RecordAuthRequestEvent) error {
 	return nil
 }
 
-// touch notes a use of the session.
-func (s *Sessions) touch(e *core.RequestEvent, id string) error {
-	l, err := login.Find(e.App.ConcurrentDB(), id)
+// touch notes a use of the session if that is news. What the credential was verified by may be a minute old, and answers
+// most calls without the database.
+func (s *Sessions) touch(e *core.RequestEvent, c *Credential) error {
+	d, now := login.DeviceOf(e), s.now()
+	idle := s.cfg.IdleLifetime.Of(cmp.Or(d.Platform, c.login.Platform))
+	if _, news := c.login.News(d, now, idle); !news {
+		return nil
+	}
+	l, err := login.Find(e.App.ConcurrentDB(), c.SessionID)
 	if err != nil {
 		return err
 	}
-	d := login.DeviceOf(e)
-	l.Seen(d, s.now(), s.cfg.IdleLifetime.Of(cmp.Or(d.Platform, l.Platform)))
-	if _, err := e.App.NonconcurrentDB().Update(login.Table, l.Use(), dbx.HashExp{"id": id}).Execute(); err != nil {
-		return fmt.Errorf("note use of session: %w", err)
-	}
-	return nil
+	return l.Touch(e.App, d, now, idle)
 }
 
 // grant makes the tokens of the session's present generation.

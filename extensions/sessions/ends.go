@@ -108,6 +108,7 @@ const (
 
 // tend does the regular work until ctx ends.
 func (s *Sessions) tend(ctx context.Context) {
+	defer close(s.tended)
 	ticker := time.NewTicker(tendEvery)
 	defer ticker.Stop()
 	var swept, looked time.Time

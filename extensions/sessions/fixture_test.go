@@ -42,6 +42,12 @@ func start(t testing.TB) *fixture { return with(t, settings.Defaults[sessions.Co
 
 func with(t testing.TB, cfg sessions.Config) *fixture {
 	t.Helper()
+	return build(t, cfg, settings.Defaults[authcache.Config]())
+}
+
+// build is with, with a cache and further extensions.
+func build(t testing.TB, cfg sessions.Config, cache authcache.Config, more ...extensions.Extension) *fixture {
+	t.Helper()
 	db, err := store.Open(settings.Defaults[store.Config](), store.Options{})
 	if err != nil {
 		t.Fatal(err)
@@ -50,7 +56,6 @@ func with(t testing.TB, cfg sessions.Config) *fixture {
 	f := &fixture{vault: vault, version: db.TableVersion, sessions: sessions.New(cfg, sessions.Deps{
 		Vault: vault, Version: db.TableVersion,
 	})}
-	cache := settings.Defaults[authcache.Config]()
 	sensitive := extensions.Extension{Name: "sensitive", Routes: func(g *router.RouterGroup[*core.RequestEvent]) {
 		g.POST("", func(e *core.RequestEvent) error { return e.NoContent(http.StatusNoContent) }).Bind(f.sessions.RequireRecent())
 		g.POST("/signin", func(e *core.RequestEvent) error {
@@ -65,9 +70,9 @@ func with(t testing.TB, cfg sessions.Config) *fixture {
 			return api.Write(e, http.StatusOK, map[string]any{"session": session, "record": recordJSON})
 		})
 	}}
-	f.App = apptest.Open(t, db.Connect, api.New(settings.Defaults[api.Config]()), store.New(db), audit.New(),
+	f.App = apptest.Open(t, db.Connect, append(more, api.New(settings.Defaults[api.Config]()), store.New(db), audit.New(),
 		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, f.sessions.Verify)), f.sessions.Extension(),
-		oauth.New(f.sessions, callers), impersonation.New(f.sessions), sensitive)
+		oauth.New(f.sessions, callers), impersonation.New(f.sessions), sensitive)...)
 	c := core.NewBaseCollection("notes")
 	c.Fields.Add(&core.TextField{Name: "title"}, &core.TextField{Name: "owner"}, &core.FileField{Name: "file", Protected: true, MaxSelect: 1})
 	rule := "@request.auth.id != '' && owner = @request.auth.id"

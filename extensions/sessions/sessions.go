@@ -76,6 +76,10 @@ type Sessions struct {
 
 	refreshKey func() []byte
 	seals      stock.Sealer
+	tokens     stock.Tokens
+
+	cancel context.CancelFunc
+	tended chan struct{} // closed when the regular work has ended
 
 	// signIns are the sign-ins under way, for the notice about new devices.
 	signIns sync.Map // *core.Record -> *login.Login
@@ -83,11 +87,13 @@ type Sessions struct {
 
 // New returns the feature. [Sessions.Verify] is for the auth cache; [Sessions.Extension] goes into the list.
 func New(cfg Config, deps Deps) *Sessions {
-	return &Sessions{
+	s := &Sessions{
 		cfg: cfg, deps: deps, now: time.Now,
 		refreshKey: sync.OnceValue(func() []byte { return deps.Vault.Key("sessions.refresh") }),
 		seals:      sync.OnceValue(func() []byte { return deps.Vault.Key("sessions.stock") }),
 	}
+	s.tokens = s.stockTokens()
+	return s
 }
 
 // Extension is the feature as the program lists it.
@@ -106,12 +112,12 @@ func (s *Sessions) Extension() extensions.Extension {
 		},
 		Bind: s.bind,
 		Middlewares: []*hook.Handler[*core.RequestEvent]{
-			{Id: "satchelCredentials", Priority: strictPriority, Func: s.requireGoodCredential},
-			{Id: "satchelFileTokens", Priority: strictPriority, Func: s.stockTokens().ExchangeFileToken},
+			{Id: "satchelCredentials", Priority: strictPriority, Func: s.judge},
 		},
 		Routes:   s.routes,
 		Serve:    s.serve,
 		Start:    s.start,
+		Stop:     s.stop,
 		Commands: func(*extensions.Host) []*cobra.Command { return []*cobra.Command{s.command()} },
 		Checks:   []extensions.Check{{Name: "signing keys", Ready: true, Run: s.check}},
 	}
@@ -121,7 +127,7 @@ func (s *Sessions) bind(h *extensions.Host) error {
 	s.app, s.logger = h.App, h.Logger
 	s.ring = signing.NewRing(h.App, s.deps.Vault, s.deps.Version, s.cfg.Algorithm, s.cfg.AccessLifetime.Longest())
 	h.App.OnRecordAuthRequest().Bind(&hook.Handler[*core.RecordAuthRequestEvent]{Id: "satchelSessions", Priority: 999, Func: s.onAuth})
-	s.stockTokens().Bind(h.App)
+	s.tokens.Bind(h.App)
 	s.bindEnds(h.App)
 	s.bindRealtime(h.App)
 	s.bindNotice(h.App)
@@ -138,8 +144,24 @@ func (s *Sessions) start(ctx context.Context, _ *extensions.Host) error {
 	if err := s.ring.Maintain(); err != nil {
 		return err
 	}
+	ctx, s.cancel = context.WithCancel(ctx)
+	s.tended = make(chan struct{})
 	go s.tend(ctx)
 	return nil
+}
+
+// stop waits for the regular work, which must not meet a database that is closed under it.
+func (s *Sessions) stop(ctx context.Context) error {
+	if s.cancel == nil { // it never came to start
+		return nil
+	}
+	s.cancel()
+	select {
+	case <-s.tended:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (s *Sessions) check(context.Context, *extensions.Host) extensions.Result {

@@ -6,10 +6,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
 	"github.com/satchelbase/satchel/extensions/sessions"
+	"github.com/satchelbase/satchel/extensions/sessions/login"
+	"github.com/satchelbase/satchel/extensions/settings"
 )
 
 func TestBadCredentials(t *testing.T) {
@@ -112,5 +115,70 @@ func TestNoWayAround(t *testing.T) {
 		if r := app.Do(t, apptest.Request{Path: path, Token: "garbage"}); r.Status == 200 {
 			t.Errorf("%s: status %d", path, r.Status)
 		}
+	}
+}
+
+// Every remembered token stands on the state of the table of ends, so what ends nothing must leave it alone.
+func TestWhatEndsNothingDisturbsNobody(t *testing.T) {
+	f := start(t)
+	f.User(t, email)
+	g := f.signIn(t, nil)
+	// A version that cannot be told never comes again, so two equal ones are the true one.
+	ends := func() uint64 {
+		for {
+			if v := f.version("sessions_ended"); v == f.version("sessions_ended") {
+				return v
+			}
+		}
+	}
+	before := ends()
+	f.signIn(t, nil)
+	if ends() != before {
+		t.Error("a sign-in makes all tokens be verified again")
+	}
+	f.exec(t, "DELETE FROM sessions_logins WHERE id <> {:id}", dbx.Params{"id": g.SessionID})
+	if r := f.Do(t, apptest.Request{Method: http.MethodPost, Path: "/api/v1/auth/sessions/revoke-others", Token: g.AccessToken}); r.Status != http.StatusNoContent {
+		t.Fatalf("%d %s", r.Status, r.Body)
+	}
+	if ends() != before {
+		t.Error("ending no other session makes all tokens be verified again")
+	}
+	if r := f.Do(t, apptest.Request{Method: http.MethodPost, Path: "/api/v1/auth/logout", Token: g.AccessToken}); r.Status != http.StatusNoContent {
+		t.Fatalf("%d %s", r.Status, r.Body)
+	}
+	if ends() == before {
+		t.Error("a session has ended, and the table of ends has the state of before")
+	}
+}
+
+// Renewing a stock token is a use of the session, noted with an accuracy of a minute or of a tenth of the idle life.
+func TestStockRefreshIsNoted(t *testing.T) {
+	day := login.Lifetimes{"": 24 * time.Hour}
+	for name, c := range map[string]struct {
+		idle   login.Lifetimes
+		ago    time.Duration
+		header map[string]string
+		noted  bool
+	}{
+		"a moment ago":                     {day, 20 * time.Second, nil, false},
+		"minutes ago":                      {day, 2 * time.Minute, nil, true},
+		"a moment ago, of a short session": {login.Lifetimes{"": time.Minute}, 20 * time.Second, nil, true},
+		"a moment ago, by another name":    {day, 20 * time.Second, map[string]string{login.DeviceNameHeader: "Ada's phone"}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := settings.Defaults[sessions.Config]()
+			cfg.IdleLifetime = c.idle
+			f := with(t, cfg)
+			f.User(t, email)
+			g := f.signIn(t, nil)
+			used := time.Now().Add(-c.ago).UnixMilli()
+			f.exec(t, "UPDATE sessions_logins SET used_at = {:used}", dbx.Params{"used": used})
+			if r := f.Do(t, apptest.Request{Method: http.MethodPost, Path: "/api/collections/users/auth-refresh", Token: g.Stock, Header: c.header}); r.Status != http.StatusOK {
+				t.Fatalf("%d %s", r.Status, r.Body)
+			}
+			if got := int64(f.count(t, "SELECT used_at FROM sessions_logins")); (got != used) != c.noted {
+				t.Errorf("noted: %v, want %v", got != used, c.noted)
+			}
+		})
 	}
 }

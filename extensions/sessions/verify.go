@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
-	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/security"
@@ -38,6 +37,8 @@ type Credential struct {
 	ReadOnly bool
 	Expires time.Time
 	Actor   *signing.Actor // who acts for the user
+
+	login *login.Login // the session as it was when the credential was verified
 }
 
 // Current returns the credential of the request, nil if it has none.
@@ -98,8 +99,10 @@ func (s *Sessions) verifyAccess(e *core.RequestEvent, token string, watch func(t
 	if err != nil || !collection.IsAuth() {
 		return refuse(e, ErrTokenRevoked, true, err)
 	}
-	s.confirm(e.App, l, claims.Generation)
-	c := &Credential{SessionID: l.ID, AccessToken: true, ReadOnly: l.ReadOnly, Expires: claims.ExpiresAt.Time, Actor: actorOf(l)}
+	if err := l.Confirm(e.App, claims.Generation); err != nil { // the next verification tries again
+		s.logger.Warn("a refresh could not be confirmed", "error", err)
+	}
+	c := &Credential{SessionID: l.ID, AccessToken: true, ReadOnly: l.ReadOnly, Expires: claims.ExpiresAt.Time, Actor: actorOf(l), login: l}
 	return verified(record, c, l), nil
 }
 
@@ -126,10 +129,11 @@ func verified(record *core.Record, c *Credential, l *login.Login) authcache.Veri
 	if l != nil && l.Until().Before(v.Until) {
 		v.Until = l.Until()
 	}
+	var session any = c.SessionID // as the event takes it, so that no request allocates it again
 	v.Present = func(e *core.RequestEvent) {
 		e.Set(credentialKey, c)
 		if c.SessionID != "" {
-			e.Set(sessionIDKey, c.SessionID)
+			e.Set(sessionIDKey, session)
 		}
 		if c.Actor != nil {
 			e.Set(audit.ActorKey, audit.Party{Kind: audit.Superuser, Collection: core.CollectionNameSuperusers, ID: c.Actor.Subject})
@@ -167,28 +171,26 @@ func (s *Sessions) verifyStock(e *core.RequestEvent, token string, watch func(ta
 	if l.Collection != v.Record.Collection().Id || l.Record != v.Record.Id {
 		return refuse(e, ErrTokenRevoked, true, nil)
 	}
-	c.SessionID, c.ReadOnly, c.Actor = l.ID, l.ReadOnly, actorOf(l)
+	c.SessionID, c.ReadOnly, c.Actor, c.login = l.ID, l.ReadOnly, actorOf(l), l
 	return verified(v.Record, c, l), nil
 }
 
-// confirm notes that the client holds the generation. It is written once a generation; if it cannot be written now, the
-// next verification tries again.
-func (s *Sessions) confirm(app core.App, l *login.Login, generation int64) {
-	if generation <= l.Confirmed {
-		return
+// judge is what follows from the credential. It is one middleware because every request pays for each.
+func (s *Sessions) judge(e *core.RequestEvent) error {
+	if err := requireGoodCredential(e); err != nil {
+		return err
 	}
-	_, err := app.NonconcurrentDB().NewQuery(`UPDATE ` + login.Table + ` SET confirmed = {:generation} WHERE id = {:id} AND confirmed < {:generation}`).
-		Bind(dbx.Params{"generation": generation, "id": l.ID}).Execute()
-	if err != nil {
-		s.logger.Warn("a refresh could not be confirmed", "error", err)
+	if err := s.tokens.ExchangeFileToken(e); err != nil {
+		return err
 	}
+	return e.Next()
 }
 
 // requireGoodCredential answers 401 to a credential that was presented and refused.
-func (s *Sessions) requireGoodCredential(e *core.RequestEvent) error {
+func requireGoodCredential(e *core.RequestEvent) error {
 	presented := e.Request.Header.Get("Authorization")
 	if presented == "" || e.Auth != nil {
-		return e.Next()
+		return nil
 	}
 	f, known := e.Get(failureKey).(failure)
 	if !known {
@@ -196,7 +198,7 @@ func (s *Sessions) requireGoodCredential(e *core.RequestEvent) error {
 	}
 	versioned := api.RequestOf(e.Request.Context()).Versioned
 	if obtainsCredential(e.Request) || !versioned && !f.everywhere {
-		return e.Next()
+		return nil
 	}
 	return challenge(f.code)
 }

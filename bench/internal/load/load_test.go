@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -95,6 +96,44 @@ func TestLoopReportsFailures(t *testing.T) {
 	}
 	if got.Failure == "" {
 		t.Error("no failure is explained")
+	}
+}
+
+// Each client of a chain presents what it was given last; a refusal and a broken connection do not lose the place.
+func TestChains(t *testing.T) {
+	var n atomic.Int64
+	at := []int{0, 0, 0}
+	var mu sync.Mutex
+	addr := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		var client, place int
+		if _, err := fmt.Sscanf(r.URL.Path, "/%d/%d", &client, &place); err != nil || at[client] != place {
+			t.Errorf("%s, but client %d is at %d", r.URL.Path, client, at[client])
+		}
+		switch n.Add(1) % 5 {
+		case 0:
+			http.Error(w, "refused", http.StatusServiceUnavailable)
+			return
+		case 1:
+			panic(http.ErrAbortHandler) // ends the connection without an answer
+		}
+		at[client]++
+		fmt.Fprintf(w, "/%d/%d", client, at[client])
+	})
+	get := func(path string) load.Request { return load.NewRequest("GET", addr, path, nil) }
+	follow := func(body []byte) (load.Request, error) { return get(string(body)), nil }
+	l, err := load.NewChains(t.Context(), addr, []load.Request{get("/0/0"), get("/1/0"), get("/2/0")}, follow, http.StatusOK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for range 2 {
+		l.Run(t.Context(), 30*time.Millisecond)
+	}
+	got := l.Tally()
+	if sum := at[0] + at[1] + at[2]; sum == 0 || got.Ops-got.Failures != sum {
+		t.Errorf("%d operations, %d failures, but the chains have %d links: %s", got.Ops, got.Failures, sum, got.Failure)
 	}
 }
 

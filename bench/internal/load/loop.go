@@ -51,15 +51,20 @@ func (t *Tally) fail(text string) {
 type Loop struct {
 	addr    string
 	pool    []Request
+	follow  Follow
 	accept  []int
 	clients []*client
 }
+
+// Follow builds the next request of a client from the body of the answer to its last one.
+type Follow func(body []byte) (Request, error)
 
 // client is one connection of a loop.
 type client struct {
 	conn  net.Conn
 	r     *bufio.Reader
-	next  int
+	next  int     // in the pool
+	link  Request // of a chain: the next one
 	tally Tally
 }
 
@@ -74,6 +79,20 @@ func NewLoop(ctx context.Context, addr string, connections int, pool []Request, 
 			return nil, err
 		}
 		l.clients = append(l.clients, c)
+	}
+	return l, nil
+}
+
+// NewChains connects one client for each first request. What a client sends next follows from the answer; after one that
+// is not accepted it sends the same again.
+func NewChains(ctx context.Context, addr string, first []Request, follow Follow, accept ...int) (*Loop, error) {
+	l, err := NewLoop(ctx, addr, len(first), first, accept...)
+	if err != nil {
+		return nil, err
+	}
+	l.follow = follow
+	for i, c := range l.clients {
+		c.link = first[i]
 	}
 	return l, nil
 }
@@ -151,11 +170,10 @@ func (c *client) run(ctx context.Context, l *Loop, end time.Time) {
 
 func (c *client) requests(ctx context.Context, l *Loop, end time.Time) error {
 	for start := time.Now(); start.Before(end) && ctx.Err() == nil; start = time.Now() {
-		if _, err := c.conn.Write(l.pool[c.next]); err != nil {
+		if _, err := c.conn.Write(c.request(l)); err != nil {
 			return fmt.Errorf("send request: %w", err)
 		}
-		c.next = (c.next + 1) % len(l.pool)
-		status, size, err := c.answer(l.accept)
+		status, size, body, err := c.answer(l)
 		if err != nil {
 			return fmt.Errorf("read answer: %w", err)
 		}
@@ -164,26 +182,47 @@ func (c *client) requests(ctx context.Context, l *Loop, end time.Time) error {
 		c.tally.Latency.Record(time.Since(start))
 		if !slices.Contains(l.accept, status) {
 			c.tally.Failures++
+			continue
+		}
+		if l.follow != nil {
+			next, err := l.follow(body)
+			if err != nil {
+				return fmt.Errorf("follow answer: %w", err)
+			}
+			c.link = next
 		}
 	}
 	return nil
 }
 
-// answer reads one response; the first unexpected one is kept as text.
-func (c *client) answer(accept []int) (status, size int, err error) {
-	if status, err = readStatus(c.r); err != nil {
-		return 0, 0, err
+// request is the next one to send.
+func (c *client) request(l *Loop) Request {
+	if l.follow != nil {
+		return c.link
 	}
+	r := l.pool[c.next]
+	c.next = (c.next + 1) % len(l.pool)
+	return r
+}
+
+// answer reads one response; the first unexpected one is kept as text, and the body of one to follow.
+func (c *client) answer(l *Loop) (status, size int, body []byte, err error) {
+	if status, err = readStatus(c.r); err != nil {
+		return 0, 0, nil, err
+	}
+	unexpected := c.tally.Failure == "" && !slices.Contains(l.accept, status)
 	var keep *bytes.Buffer
-	if c.tally.Failure == "" && !slices.Contains(accept, status) {
+	if unexpected || l.follow != nil {
 		keep = &bytes.Buffer{}
 	}
 	if size, err = readRest(c.r, status, keep); err != nil {
-		return 0, 0, err
+		return 0, 0, nil, err
 	}
 	if keep != nil {
-		text := keep.Bytes()
-		c.tally.Failure = fmt.Sprintf("status %d: %s", status, text[:min(len(text), failureLength)])
+		body = keep.Bytes()
 	}
-	return status, size, nil
+	if unexpected {
+		c.tally.Failure = fmt.Sprintf("status %d: %s", status, body[:min(len(body), failureLength)])
+	}
+	return status, size, body, nil
 }

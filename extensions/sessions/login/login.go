@@ -158,6 +158,42 @@ func (l *Login) Use() dbx.Params {
 	}
 }
 
+// touchEvery is how often uses of a session are noted when there is no other news: an app may renew its stock token with
+// every start and every screen, and a write waits for the disk.
+const touchEvery = time.Minute
+
+// News is what a use of the session would change in its row, and whether that is worth a write: uses are noted to an
+// accuracy of [touchEvery], or of a tenth of the idle life if that is less.
+func (l *Login) News(d Device, now time.Time, idle time.Duration) (dbx.Params, bool) {
+	before, after := *l, *l
+	after.Seen(d, now, idle)
+	before.UsedAt, before.IdleUntil = after.UsedAt, after.IdleUntil
+	late := now.Sub(time.UnixMilli(l.UsedAt)) >= min(touchEvery, idle/10)
+	return after.Use(), late || !maps.Equal(before.Use(), after.Use())
+}
+
+// Touch notes a use of the session if that is news.
+func (l *Login) Touch(app core.App, d Device, now time.Time, idle time.Duration) error {
+	set, news := l.News(d, now, idle)
+	if !news {
+		return nil
+	}
+	if _, err := app.NonconcurrentDB().Update(Table, set, dbx.HashExp{"id": l.ID}).Execute(); err != nil {
+		return fmt.Errorf("note use of session: %w", err)
+	}
+	return nil
+}
+
+// Confirm notes that the client holds a generation, once for each.
+func (l *Login) Confirm(app core.App, generation int64) error {
+	if generation <= l.Confirmed {
+		return nil
+	}
+	_, err := app.NonconcurrentDB().NewQuery(`UPDATE ` + Table + ` SET confirmed = {:generation} WHERE id = {:id} AND confirmed < {:generation}`).
+		Bind(dbx.Params{"generation": generation, "id": l.ID}).Execute()
+	return err
+}
+
 // Insert stores a new session.
 func (l *Login) Insert(app core.App) error {
 	row := l.Use()
@@ -173,14 +209,22 @@ func (l *Login) Insert(app core.App) error {
 }
 
 // End ends the sessions that the condition finds among the live ones, and returns their ids. It must run in a
-// transaction if what it depends on does.
+// transaction if what it depends on does. It looks before it writes: a write to the table of ends, even one of no rows,
+// makes the tokens of all users be verified again, and most sign-ins end nothing.
 func End(app core.App, now time.Time, reason, where string, params dbx.Params) ([]string, error) {
 	all := dbx.Params{"now": now.UnixMilli(), "reason": reason}
 	maps.Copy(all, params)
+	from := ` FROM ` + Table + ` l WHERE (` + where + `) AND NOT EXISTS (SELECT 1 FROM ` + Ended + ` e WHERE e.id = l.id)`
+	var found bool
+	if err := app.ConcurrentDB().NewQuery(`SELECT EXISTS (SELECT 1` + from + `)`).Bind(all).Row(&found); err != nil {
+		return nil, fmt.Errorf("find sessions to end: %w", err)
+	}
+	if !found {
+		return nil, nil
+	}
 	var ids []string
 	err := app.NonconcurrentDB().NewQuery(`INSERT INTO ` + Ended + ` (id, ended_at, reason)
-		SELECT l.id, {:now}, {:reason} FROM ` + Table + ` l
-		WHERE (` + where + `) AND NOT EXISTS (SELECT 1 FROM ` + Ended + ` e WHERE e.id = l.id) RETURNING id`).Bind(all).Column(&ids)
+		SELECT l.id, {:now}, {:reason}` + from + ` RETURNING id`).Bind(all).Column(&ids)
 	if err != nil {
 		return nil, fmt.Errorf("end sessions: %w", err)
 	}
@@ -195,30 +239,48 @@ func Owner(record *core.Record) dbx.Params {
 	return dbx.Params{"collection": record.Collection().Id, "record": record.Id}
 }
 
-// sweepChunk bounds a transaction of the sweep, so that other writers hardly wait for it.
-const sweepChunk = 1000
+// sweepChunk bounds a transaction of the sweep to a few milliseconds, so that other writers hardly wait for it.
+const sweepChunk = 200
 
-// Sweep removes the sessions that ended or expired before a moment, a chunk at a time.
+// Sweep removes the sessions that ended or expired before a moment, a chunk at a time. An end goes with its session: a
+// session without its end would live again. It writes only where there is something to remove, as [End] does.
 func Sweep(ctx context.Context, app core.App, before time.Time) error {
-	for _, statement := range []string{
-		`DELETE FROM ` + Table + ` WHERE id IN (SELECT l.id FROM ` + Table + ` l WHERE l.idle_until < {:before} LIMIT {:chunk})`,
-		`DELETE FROM ` + Table + ` WHERE id IN (SELECT e.id FROM ` + Ended + ` e JOIN ` + Table + ` l ON l.id = e.id WHERE e.ended_at < {:before} LIMIT {:chunk})`,
-		`DELETE FROM ` + Ended + ` WHERE id IN (SELECT e.id FROM ` + Ended + ` e WHERE e.ended_at < {:before} LIMIT {:chunk})`,
-	} {
-		for {
-			result, err := app.NonconcurrentDB().NewQuery(statement).Bind(dbx.Params{"before": before.UnixMilli(), "chunk": sweepChunk}).Execute()
-			if err != nil {
-				return fmt.Errorf("sweep sessions: %w", err)
-			}
-			if n, err := result.RowsAffected(); err != nil || n < sweepChunk {
-				break
-			}
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-		}
+	expired := `SELECT id FROM ` + Table + ` WHERE idle_until < {:before} ORDER BY idle_until LIMIT {:chunk}`
+	ended := `SELECT id FROM ` + Ended + ` WHERE ended_at < {:before} ORDER BY ended_at, id LIMIT {:chunk}`
+	err := sweep(ctx, app, before, expired, Table)
+	if err == nil {
+		err = sweep(ctx, app, before, ended, Table, Ended)
+	}
+	if err != nil {
+		return fmt.Errorf("sweep sessions: %w", err)
 	}
 	return nil
+}
+
+// sweep removes the rows with the ids that the query finds from the tables, the one that the query reads last, until it
+// finds none.
+func sweep(ctx context.Context, app core.App, before time.Time, ids string, tables ...string) error {
+	params := dbx.Params{"before": before.UnixMilli(), "chunk": sweepChunk}
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		var found bool
+		if err := app.ConcurrentDB().NewQuery(`SELECT EXISTS (` + ids + `)`).Bind(params).Row(&found); err != nil || !found {
+			return err
+		}
+		err := app.RunInTransaction(func(tx core.App) error {
+			for _, table := range tables {
+				if _, err := tx.NonconcurrentDB().NewQuery(`DELETE FROM ` + table + ` WHERE id IN (` + ids + `)`).Bind(params).Execute(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // ErrCursor says that a cursor is not one of [Page].
