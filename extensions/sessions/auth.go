@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
@@ -100,11 +99,10 @@ func (s *Sessions) enforceLimit(app core.App, l *login.Login) error {
 
 // onOther handles what is answered like a sign-in and is none: a refreshed stock token, and PocketBase's impersonation.
 func (s *Sessions) onOther(e *core.RecordAuthRequestEvent) error {
-	action := e.Request.URL.Path[strings.LastIndex(e.Request.URL.Path, "/collections/")+1:]
 	switch {
-	case strings.Contains(action, "/impersonate/"):
+	case e.Request.Pattern == "POST /api/collections/{collection}/impersonate/{id}":
 		return s.onStockImpersonation(e)
-	case strings.HasSuffix(action, "/auth-refresh"):
+	case e.Request.Pattern == "POST /api/collections/{collection}/auth-refresh":
 		if err := s.onStockRefresh(e); err != nil {
 			return err
 		}
