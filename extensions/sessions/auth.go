@@ -35,7 +35,8 @@ func (s *Sessions) onAuth(e *core.RecordAuthRequestEvent) error {
 		}
 		return err
 	}
-	return s.settle(e, l)
+	s.settle(e, l)
+	return nil
 }
 
 // methods are those by which the user signs in: with a second factor, the first one too. Whether the two count is
@@ -78,12 +79,11 @@ func (s *Sessions) answer(e *core.RecordAuthRequestEvent, l *login.Login) error 
 
 // settle does what follows a sign-in. The client has its tokens already, so what fails here is logged and left to the
 // next sign-in.
-func (s *Sessions) settle(e *core.RecordAuthRequestEvent, l *login.Login) error {
+func (s *Sessions) settle(e *core.RecordAuthRequestEvent, l *login.Login) {
 	if err := s.enforceLimit(e.App, l); err != nil {
 		s.logger.Warn("the limit of sessions could not be enforced", "error", err)
 	}
 	s.notify(e, l)
-	return nil
 }
 
 // enforceLimit ends the sessions used longest ago beyond the limit.
