@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/satchelbase/satchel/extensions/anonymous"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/attestation"
 	"github.com/satchelbase/satchel/extensions/authcache"
@@ -59,6 +60,7 @@ func (g general) production() bool { return g.Mode == "production" }
 type config struct {
 	settings    *settings.Settings
 	general     general
+	anonymous   anonymous.Config
 	api         api.Config
 	attestation attestation.Config
 	authcache   authcache.Config
@@ -84,6 +86,7 @@ func read(s *settings.Settings) config {
 		settings:    s,
 		general:     g,
 		secrets:     secrets.Config{MasterKey: g.MasterKey, MasterKeyFile: s.SecretFile("SATCHEL_MASTER_KEY"), Previous: g.MasterKeyPrevious},
+		anonymous:   settings.Section[anonymous.Config](s, "anonymous"),
 		api:         settings.Section[api.Config](s, "api"),
 		attestation: settings.Section[attestation.Config](s, "attestation"),
 		authcache:   settings.Section[authcache.Config](s, "authcache"),

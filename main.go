@@ -9,6 +9,7 @@ import (
 	"github.com/pocketbase/pocketbase"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/anonymous"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/apikeys"
 	"github.com/satchelbase/satchel/extensions/attestation"
@@ -69,6 +70,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensi
 		sess.Extension(),
 		oauth.New(sess, apikeys.Allow(apikeys.ScopeIntrospect)),
 		impersonation.New(sess),
+		anonymous.New(cfg.anonymous, sess),
 		guard.New(cfg.guard, guard.Deps{KnownDevice: sess.KnownDevice, Audit: audit.Note, EmailTaken: sessions.ErrEmailTaken}),
 		passwords.New(hasher),
 		totp.New(cfg.totp, totp.Deps{Vault: vault, Recent: sess.RequireRecent(), Audit: audit.Note, Exempt: []string{passkeys.Method}}),
@@ -79,7 +81,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensi
 		attestation.New(cfg.attestation),
 		identities.New(cfg.identities, identities.Deps{
 			SignIn: sess.SignIn, Recent: sess.RequireRecent(), RevokeSessions: sess.EndAll, Audit: audit.Note, Seal: vault.Seal, Open: vault.Open,
-			Passkeys: passkeys.Has,
+			Passkeys: passkeys.Has, Upgraded: anonymous.Upgraded,
 		}),
 		records.New(cfg.records, db),
 		health.New(cfg.health, all),

@@ -1,8 +1,9 @@
 // What every file of the suite needs: clients of the unmodified SDK, and collections of its own.
 //
 // E2E_URL is the server, E2E_SUPERUSER_EMAIL and E2E_SUPERUSER_PASSWORD an admin of it, E2E_CONTROL an address whose
-// POST /restart restarts the server on the same port and data. E2E_PATHS=versioned sends the generated API through
-// /api/v1, as an app does that sets the SDK's beforeSend hook; E2E_PATHS=stock leaves the SDK alone.
+// POST /restart restarts the server on the same port and data, and whose POST /command runs the command line.
+// E2E_PATHS=versioned sends the generated API through /api/v1, as an app does that sets the SDK's beforeSend hook;
+// E2E_PATHS=stock leaves the SDK alone.
 
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
@@ -39,6 +40,19 @@ export function client() {
     pb.beforeSend = (address, options) => ({ url: route(address), options });
   }
   return pb;
+}
+
+// command runs the program's command line beside the server and returns what it printed.
+export async function command(...args) {
+  const answer = await fetch(`${setting("E2E_CONTROL")}/command`, { method: "POST", body: JSON.stringify(args) });
+  assert.equal(answer.status, 200, await answer.clone().text());
+  return answer.text();
+}
+
+// restart restarts the server and returns when it is ready again.
+export async function restart() {
+  const answer = await fetch(`${setting("E2E_CONTROL")}/restart`, { method: "POST" });
+  assert.equal(answer.status, 204, await answer.text());
 }
 
 let admins;

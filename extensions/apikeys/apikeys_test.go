@@ -71,6 +71,13 @@ func TestKeys(t *testing.T) {
 		req.SetBasicAuth("gateway", text)
 		r.Header = map[string]string{"Authorization": req.Header.Get("Authorization")}
 	}
+	// As RFC 6749 section 2.3.1 wants it, by a client that encodes all it may.
+	encoded := func(t testing.TB, app *apptest.App, r *apptest.Request) {
+		_, text := newKey(t, app, 0, ScopeIntrospect)
+		req, _ := http.NewRequest(http.MethodGet, "/", nil)
+		req.SetBasicAuth("gateway", strings.NewReplacer("_", "%5F", "-", "%2D").Replace(text))
+		r.Header = map[string]string{"Authorization": req.Header.Get("Authorization")}
+	}
 	challenged := func(want string) func(testing.TB, *apptest.App, apptest.Response) {
 		return func(t testing.TB, _ *apptest.App, r apptest.Response) {
 			if got := r.Header.Get("WWW-Authenticate"); got != want {
@@ -84,6 +91,7 @@ func TestKeys(t *testing.T) {
 		{Name: "none", Request: probe, Status: 401, Code: ErrInvalid.Name, After: challenged("Bearer")},
 		{Name: "bearer", Request: probe, Before: bearer(0, nil, ScopeIntrospect), Status: 200, Contains: []string{`"signedIn":false`}},
 		{Name: "basic", Request: probe, Before: basic, Status: 200},
+		{Name: "basic, encoded", Request: probe, Before: encoded, Status: 200},
 		{Name: "with a future end", Request: probe, Before: bearer(time.Hour, nil, ScopeIntrospect), Status: 200},
 		{Name: "another scheme", Request: apptest.Request{Path: "/api/v1/probe", Token: "sk_abcdefghijklmno_x"}, Status: 401, Code: ErrInvalid.Name},
 		{Name: "from a browser", Request: probe, Before: func(t testing.TB, app *apptest.App, r *apptest.Request) {

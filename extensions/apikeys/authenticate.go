@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"strings"
 	"time"
 
@@ -34,6 +35,11 @@ func FromRequest(r *http.Request) string {
 	presented := ""
 	if _, password, ok := r.BasicAuth(); ok {
 		presented = password
+		// Clients that follow RFC 6749 section 2.3.1 encode it first, and some encode the underscores. No key has a
+		// percent sign.
+		if decoded, err := url.QueryUnescape(password); err == nil {
+			presented = decoded
+		}
 	} else if scheme, token, ok := strings.Cut(r.Header.Get("Authorization"), " "); ok && strings.EqualFold(scheme, "Bearer") {
 		presented = strings.TrimSpace(token)
 	}

@@ -76,6 +76,9 @@ type Deps struct {
 
 	// Passkeys reports whether a record can sign in with a passkey. Nil: none can.
 	Passkeys func(app core.App, record *core.Record) (bool, error)
+
+	// Upgraded is told, in the transaction, that a record can be signed in to with one more identity. Nil: nobody is.
+	Upgraded func(app core.App, record *core.Record) error
 }
 
 // service is the extension at work. It is safe for concurrent use once the server listens.

@@ -120,6 +120,11 @@ func (r *resolver) add(app core.App) (*outcome, error) {
 	if out.link, err = insertLink(app, r.claims, out.record); err != nil {
 		return nil, err
 	}
+	if r.deps.Upgraded != nil {
+		if err := r.deps.Upgraded(app, out.record); err != nil {
+			return nil, fmt.Errorf("note way to sign in: %w", err)
+		}
+	}
 	return out, r.audit(app, r.event, "identities.link", "success", out.record, r.claims)
 }
 

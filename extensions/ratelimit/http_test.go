@@ -46,7 +46,7 @@ func laterRoutes() extensions.Extension {
 			return e.Next()
 		}}},
 		Routes: func(g *router.RouterGroup[*core.RequestEvent]) {
-			for _, name := range []string{"exchange", "anonymous", "refresh", "token"} {
+			for _, name := range []string{"exchange", "anonymous", "upgrade", "refresh", "token"} {
 				g.POST("/"+name, done)
 			}
 		},

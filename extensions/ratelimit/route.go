@@ -59,7 +59,8 @@ func postClass(path string) (class, string) {
 		return refresh, "refreshToken"
 	case "/api/v1/auth/token":
 		return refresh, "refresh_token"
-	case "/api/v1/auth/reauthenticate", "/api/v1/auth/exchange", "/api/v1/auth/anonymous", "/api/auth/sync":
+	case "/api/v1/auth/reauthenticate", "/api/v1/auth/exchange", "/api/v1/auth/anonymous",
+		"/api/v1/auth/upgrade", "/api/auth/sync":
 		return signIn, ""
 	case "/api/v1/auth/totp/verify":
 		return signIn, "mfaId"

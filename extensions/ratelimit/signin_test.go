@@ -23,7 +23,7 @@ func signInAs(identity string) apptest.Request {
 
 // Every way to sign in is counted by address, under both of its paths together.
 func TestSignInQuotaByAddress(t *testing.T) {
-	paths := []string{"/api/v1/auth/exchange", "/api/v1/auth/anonymous", "/api/auth/sync"}
+	paths := []string{"/api/v1/auth/exchange", "/api/v1/auth/anonymous", "/api/v1/auth/upgrade", "/api/auth/sync"}
 	for _, action := range []string{
 		"auth-with-password", "request-otp", "auth-with-otp", "auth-with-oauth2", "request-password-reset", "confirm-password-reset",
 		"request-verification", "confirm-verification", "request-email-change", "confirm-email-change",

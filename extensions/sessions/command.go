@@ -12,6 +12,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/cli"
+	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/sessions/signing"
 )
 
@@ -119,11 +120,23 @@ func (s *Sessions) secretsCommand() *cobra.Command {
 // secretLength is PocketBase's own.
 const secretLength = 50
 
-// revokeCommand signs a user out everywhere.
+// revokeCommand signs a user out everywhere, or everybody: after a backup was restored, sessions that were ended since it
+// was made live again.
 func (s *Sessions) revokeCommand() *cobra.Command {
-	c := &cobra.Command{Use: "revoke EMAIL", Args: cobra.ExactArgs(1), Short: "End all sessions of a user"}
+	c := &cobra.Command{Use: "revoke [EMAIL]", Args: cobra.MaximumNArgs(1), Short: "End all sessions of a user, or of everybody"}
 	collection := c.Flags().String("collection", "users", "collection of the user")
+	all := c.Flags().Bool("all", false, "end the sessions of everybody, admins included")
 	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if *all == (len(args) == 1) {
+			return cli.Fail(cli.ExitUsage, "no session was ended", "it takes either an e-mail address or --all", "see: satchel auth revoke --help")
+		}
+		if *all {
+			n, err := s.endEverything()
+			if err == nil {
+				fmt.Fprintf(cmd.OutOrStdout(), "ended all sessions: %d\n", n)
+			}
+			return err
+		}
 		record, err := s.app.FindAuthRecordByEmail(*collection, args[0])
 		if err != nil {
 			return cli.Fail(cli.ExitError, "no session was ended", "there is no such user in "+*collection, "check the address, or name another collection with --collection")
@@ -135,4 +148,16 @@ func (s *Sessions) revokeCommand() *cobra.Command {
 		return nil
 	}
 	return c
+}
+
+func (s *Sessions) endEverything() (n int, err error) {
+	err = s.app.RunInTransaction(func(tx core.App) error {
+		ids, err := login.End(tx, s.now(), reasonRevoked, `true`, nil)
+		if err != nil {
+			return err
+		}
+		n = len(ids)
+		return s.record(tx, nil, "sessions.ended", audit.Success, audit.Party{Kind: audit.System}, "", map[string]any{"count": n, "reason": reasonRevoked})
+	})
+	return n, err
 }

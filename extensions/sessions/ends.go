@@ -25,7 +25,7 @@ func (s *Sessions) bindEnds(app core.App) {
 			return err
 		}
 		if changed {
-			return s.EndAll(e.App, e.Record, reasonCredentials)
+			return s.endForCredentials(e)
 		}
 		return s.endExcluded(e)
 	}})

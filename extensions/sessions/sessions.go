@@ -76,6 +76,7 @@ type Sessions struct {
 
 	refreshKey func() []byte
 	seals      stock.Sealer
+	tokens     stock.Tokens
 
 	cancel context.CancelFunc
 	tended chan struct{} // closed when the regular work has ended
@@ -86,11 +87,13 @@ type Sessions struct {
 
 // New returns the feature. [Sessions.Verify] is for the auth cache; [Sessions.Extension] goes into the list.
 func New(cfg Config, deps Deps) *Sessions {
-	return &Sessions{
+	s := &Sessions{
 		cfg: cfg, deps: deps, now: time.Now,
 		refreshKey: sync.OnceValue(func() []byte { return deps.Vault.Key("sessions.refresh") }),
 		seals:      sync.OnceValue(func() []byte { return deps.Vault.Key("sessions.stock") }),
 	}
+	s.tokens = s.stockTokens()
+	return s
 }
 
 // Extension is the feature as the program lists it.
@@ -124,7 +127,7 @@ func (s *Sessions) bind(h *extensions.Host) error {
 	s.app, s.logger = h.App, h.Logger
 	s.ring = signing.NewRing(h.App, s.deps.Vault, s.deps.Version, s.cfg.Algorithm, s.cfg.AccessLifetime.Longest())
 	h.App.OnRecordAuthRequest().Bind(&hook.Handler[*core.RecordAuthRequestEvent]{Id: "satchelSessions", Priority: 999, Func: s.onAuth})
-	s.bindStockTokens(h.App)
+	s.tokens.Bind(h.App)
 	s.bindEnds(h.App)
 	s.bindRealtime(h.App)
 	s.bindNotice(h.App)

@@ -180,7 +180,7 @@ func (s *Sessions) judge(e *core.RequestEvent) error {
 	if err := requireGoodCredential(e); err != nil {
 		return err
 	}
-	if err := s.exchangeFileToken(e); err != nil {
+	if err := s.tokens.ExchangeFileToken(e); err != nil {
 		return err
 	}
 	return e.Next()

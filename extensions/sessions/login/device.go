@@ -1,9 +1,11 @@
 package login
 
 import (
+	"fmt"
 	"net/http"
 	"regexp"
 	"strings"
+	"time"
 	"unicode"
 
 	"github.com/pocketbase/dbx"
@@ -108,4 +110,19 @@ func Known(app core.App, record *core.Record, deviceID string) (bool, error) {
 		WHERE collection = {:collection} AND record = {:record} AND device_id = {:device} AND actor = ''`).
 		Bind(dbx.Params{"collection": record.Collection().Id, "record": record.Id, "device": deviceID}).Row(&n)
 	return n > 0, err
+}
+
+// LastUse is when a session of the user signed in or refreshed for the last time, the zero time if none is left. An
+// impersonation is no use of the account.
+func LastUse(app core.App, collection, record string) (time.Time, error) {
+	var ms int64
+	err := app.ConcurrentDB().NewQuery(`SELECT COALESCE(max(l.used_at), 0) FROM ` + Table + ` l WHERE ` + Owned + ` AND l.actor = ''`).
+		Bind(dbx.Params{"collection": collection, "record": record}).Row(&ms)
+	if err != nil {
+		return time.Time{}, fmt.Errorf("find last use: %w", err)
+	}
+	if ms == 0 {
+		return time.Time{}, nil
+	}
+	return time.UnixMilli(ms), nil
 }

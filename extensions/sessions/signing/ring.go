@@ -44,8 +44,9 @@ const (
 	Retired State = "retired"
 )
 
-// Vault seals private keys.
+// Vault seals private keys. It is unlocked before a transaction begins, because its first use may write.
 type Vault interface {
+	Unlock() error
 	Seal(aad string, plain []byte) (string, error)
 	Open(aad, sealed string) ([]byte, error)
 }
@@ -232,6 +233,9 @@ func (r *Ring) Maintain() error { return r.advance(r.app, false) }
 // less than [CacheAge]: verifiers ask for the keys again when they meet an unknown one. With drop, retired keys are
 // removed, the present one among them, and the tokens that they have signed end.
 func (r *Ring) Rotate(drop bool) error {
+	if err := r.vault.Unlock(); err != nil {
+		return err
+	}
 	return r.app.RunInTransaction(func(tx core.App) error {
 		err := r.advance(tx, true)
 		if err == nil && drop {
@@ -244,6 +248,9 @@ func (r *Ring) Rotate(drop bool) error {
 // advance moves the keys on by one step, in one transaction: active to retired, standby to active, a new standby. Two
 // processes that do it at once take turns, and without force the second finds nothing to do.
 func (r *Ring) advance(app core.App, force bool) error {
+	if err := r.vault.Unlock(); err != nil {
+		return err
+	}
 	err := app.RunInTransaction(func(tx core.App) error {
 		now := r.now()
 		db := tx.NonconcurrentDB()
