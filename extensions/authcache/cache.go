@@ -51,6 +51,7 @@ type watched struct {
 type Cache struct {
 	version func(table string) uint64
 	ask     Verifier
+	size    int
 
 	hits, misses atomic.Uint64
 
@@ -88,7 +89,7 @@ func NewCache(cfg Config, version func(table string) uint64, verify Verifier) *C
 		verify = Stock
 	}
 	return &Cache{
-		version: version, ask: verify,
+		version: version, ask: verify, size: cfg.Size,
 		entries: map[digest]*entry{}, keys: map[string]map[*entry]struct{}{},
 		ring: make([]*entry, 0, cfg.Size),
 	}
@@ -121,7 +122,7 @@ func Stock(e *core.RequestEvent, token string, watch func(table string)) (Verifi
 
 // find sets the user of a token: a record that belongs to the caller.
 func (c *Cache) find(e *core.RequestEvent, token string) error {
-	if len(token) > maxToken || cap(c.ring) == 0 {
+	if len(token) > maxToken || c.size == 0 {
 		v, err := c.ask(e, token, func(string) {})
 		if err != nil {
 			return err
@@ -223,7 +224,7 @@ func (c *Cache) add(x *entry, revoked uint64) {
 		x.slot = c.free[len(c.free)-1]
 		c.free = c.free[:len(c.free)-1]
 		c.ring[x.slot] = x
-	case len(c.ring) < cap(c.ring):
+	case len(c.ring) < c.size:
 		x.slot = len(c.ring)
 		c.ring = append(c.ring, x)
 	default:

@@ -308,3 +308,25 @@ func (f *fixture) mustChange(t testing.TB, newest *atomic.Int64, at int64, stop 
 		}
 	}
 }
+
+// Tokens come for the first time while others are looked up; the race detector watches.
+func TestConcurrentFirstUses(t *testing.T) {
+	f := start(t, settings.Defaults[Config]())
+	var tokens []string
+	for i := range 30 {
+		_, token := f.User(t, fmt.Sprintf("user%d@example.test", i))
+		tokens = append(tokens, token)
+	}
+	var wg sync.WaitGroup
+	for _, token := range tokens {
+		wg.Go(func() {
+			if status, err := request(f.URL+"/api/v1/who", token); err != nil || status != http.StatusOK {
+				t.Errorf("%d, %v", status, err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := f.cache.Len(); n != len(tokens) {
+		t.Errorf("%d tokens are remembered, want %d", n, len(tokens))
+	}
+}
