@@ -28,10 +28,6 @@ func TestAccessTokenEverywhere(t *testing.T) {
 	f := start(t)
 	user, _ := f.User(t, email)
 	g := f.signIn(t, nil)
-	f.Settings().Batch.Enabled = true
-	if err := f.Save(f.Settings()); err != nil {
-		t.Fatal(err)
-	}
 	var form bytes.Buffer
 	w := multipart.NewWriter(&form)
 	_ = w.WriteField("title", "file")
