@@ -7,11 +7,13 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"maps"
+	"strings"
 
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/pocketbase/pocketbase/core"
-	"github.com/pocketbase/pocketbase/tools/security"
 )
 
 // Claims that are added to a token.
@@ -23,30 +25,52 @@ const (
 // Sealer seals tokens; it returns the key of the seals.
 type Sealer func() []byte
 
-// Bind signs a stock token anew, with the session and the seal in it.
+// header is that of PocketBase's tokens, {"alg":"HS256","typ":"JWT"}.
+const header = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9"
+
+// Bind signs a stock token anew, with the session and the seal in it. The token is put together as text: with the
+// library, which reads and writes the claims twice more, it took six times as long as PocketBase's own.
 func (s Sealer) Bind(record *core.Record, token, session string) (string, error) {
-	claims, err := security.ParseUnverifiedJWT(token) // made by this process
+	claims, err := payload(token) // made by this process
 	if err != nil {
-		return "", fmt.Errorf("read token: %w", err)
+		return "", err
 	}
 	key, err := signingKey(record, claims)
 	if err != nil {
 		return "", err
 	}
+	delete(claims, claimSeal)
 	delete(claims, ClaimSession)
 	if session != "" {
 		claims[ClaimSession] = session
 	}
-	seal, err := s.sealOf(record, claims)
+	text, err := json.Marshal(claims)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("write token: %w", err)
 	}
-	claims[claimSeal] = seal
-	out, err := jwt.NewWithClaims(jwt.SigningMethodHS256, claims).SignedString([]byte(key))
+	body := append(text[:len(text)-1:len(text)-1], `,"`+claimSeal+`":"`+s.sealOf(record, text)+`"}`...)
+	signed := header + "." + base64.RawURLEncoding.EncodeToString(body)
+	mac := hmac.New(sha256.New, []byte(key))
+	mac.Write([]byte(signed))
+	return signed + "." + base64.RawURLEncoding.EncodeToString(mac.Sum(nil)), nil
+}
+
+// payload reads the claims of a token and proves nothing.
+func payload(token string) (jwt.MapClaims, error) {
+	_, rest, _ := strings.Cut(token, ".")
+	encoded, _, found := strings.Cut(rest, ".")
+	raw, err := base64.RawURLEncoding.DecodeString(encoded)
+	if err == nil && !found {
+		err = errors.New("it has not three parts")
+	}
+	claims := jwt.MapClaims{}
+	if err == nil {
+		err = json.Unmarshal(raw, &claims)
+	}
 	if err != nil {
-		return "", fmt.Errorf("sign token: %w", err)
+		return nil, fmt.Errorf("read token: %w", err)
 	}
-	return out, nil
+	return claims, nil
 }
 
 // signingKey is the key that PocketBase verifies a token of this kind with.
@@ -72,28 +96,21 @@ func signingKey(record *core.Record, claims jwt.MapClaims) (string, error) {
 }
 
 // sealOf is a MAC over all other claims and the user's token key, so that a seal is of no use after the key has changed.
-// JSON objects are written with sorted names, and numbers the same whether they were just made or read.
-func (s Sealer) sealOf(record *core.Record, claims jwt.MapClaims) (string, error) {
-	rest := jwt.MapClaims{}
-	for name, value := range claims {
-		if name != claimSeal {
-			rest[name] = value
-		}
-	}
-	text, err := json.Marshal(rest)
-	if err != nil {
-		return "", fmt.Errorf("seal token: %w", err)
-	}
+// text is a JSON object with sorted names and without the seal.
+func (s Sealer) sealOf(record *core.Record, text []byte) string {
 	mac := hmac.New(sha256.New, s())
 	mac.Write([]byte(record.TokenKey()))
 	mac.Write([]byte{0})
 	mac.Write(text)
-	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil)), nil
+	return base64.RawURLEncoding.EncodeToString(mac.Sum(nil))
 }
 
-// Sealed reports whether verified claims carry this server's seal.
+// Sealed reports whether verified claims carry this server's seal. Names are sorted when JSON is written, and numbers
+// look the same whether they were just made or read.
 func (s Sealer) Sealed(record *core.Record, claims jwt.MapClaims) bool {
 	presented, _ := claims[claimSeal].(string)
-	want, err := s.sealOf(record, claims)
-	return err == nil && hmac.Equal([]byte(presented), []byte(want))
+	rest := maps.Clone(claims)
+	delete(rest, claimSeal)
+	text, err := json.Marshal(rest)
+	return err == nil && hmac.Equal([]byte(presented), []byte(s.sealOf(record, text)))
 }
