@@ -231,8 +231,8 @@ func (p *phone) committed(ctx context.Context) (bool, error) {
 	}
 	var body struct {
 		Data []struct {
-			ID       string
-			LastUsed time.Time
+			ID         string
+			LastUsedAt time.Time
 		}
 	}
 	if err := json.Unmarshal(got.Body, &body); err != nil {
@@ -240,7 +240,7 @@ func (p *phone) committed(ctx context.Context) (bool, error) {
 	}
 	for _, s := range body.Data {
 		if s.ID == p.session {
-			return !s.LastUsed.Before(p.sent.Truncate(time.Millisecond)), nil
+			return !s.LastUsedAt.Before(p.sent.Truncate(time.Millisecond)), nil
 		}
 	}
 	return false, fmt.Errorf("session %s is not in the list", p.session)

@@ -61,15 +61,15 @@ func TestSweep(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := f.NonconcurrentDB().NewQuery(`UPDATE anonymous_users SET created_at = 5 WHERE record = {:id}`).Bind(dbx.Params{"id": user.Id}).Execute(); err != nil {
-			t.Fatal(err)
-		}
 		if _, err := f.NonconcurrentDB().NewQuery(`INSERT INTO sessions_logins SELECT {:id}, collection, {:id}, salt, generation, confirmed, rotated_at, created_at,
 			used_at, auth_at, idle_until, expires_at, methods, device_id, device_name, platform, app_version, user_agent, address, actor, actor_collection, reason, read_only
 			FROM (SELECT {:collection} AS collection, x'00' AS salt, 1 AS generation, 0 AS confirmed, 0 AS rotated_at, 0 AS created_at, {:now} AS used_at, 0 AS auth_at,
-			0 AS idle_until, 0 AS expires_at, '' AS methods, '' AS device_id, '' AS device_name, '' AS platform, '' AS app_version, '' AS user_agent, '' AS address,
+			{:later} AS idle_until, {:later} AS expires_at, '' AS methods, '' AS device_id, '' AS device_name, '' AS platform, '' AS app_version, '' AS user_agent, '' AS address,
 			'' AS actor, '' AS actor_collection, '' AS reason, 0 AS read_only)`).
-			Bind(dbx.Params{"id": user.Id, "collection": user.Collection().Id, "now": time.Now().UnixMilli()}).Execute(); err != nil {
+			Bind(dbx.Params{"id": user.Id, "collection": user.Collection().Id, "now": time.Now().UnixMilli(), "later": time.Now().Add(day).UnixMilli()}).Execute(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.NonconcurrentDB().NewQuery(`UPDATE anonymous_users SET created_at = 5 WHERE record = {:id}`).Bind(dbx.Params{"id": user.Id}).Execute(); err != nil {
 			t.Fatal(err)
 		}
 	}
