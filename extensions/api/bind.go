@@ -20,6 +20,7 @@ import (
 var (
 	ErrFieldUnknown  = &extensions.Code{Name: "api.field_unknown", Status: http.StatusBadRequest, Title: "There is no such field"}
 	ErrFieldType     = &extensions.Code{Name: "api.field_type", Status: http.StatusBadRequest, Title: "The value has the wrong type for the field"}
+	ErrFieldLong     = &extensions.Code{Name: "api.field_too_long", Status: http.StatusBadRequest, Title: "The value is too long"}
 	ErrFieldRequired = &extensions.Code{Name: "api.field_required", Status: http.StatusBadRequest, Title: "The field is required"}
 )
 

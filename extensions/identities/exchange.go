@@ -41,9 +41,9 @@ func (s *service) exchange(e *core.RequestEvent) error {
 	if err != nil {
 		return s.refused(e, c, err)
 	}
-	s.keepAppleToken(e, c, out, in.code)
+	s.keepAppleToken(e, c, out, in.Code)
 	device := deviceOf(e.Request)
-	if out.repeated && in.mfaID == "" {
+	if out.repeated && in.MFAID == "" {
 		if answer, ok := s.answers.get(c.hash, device, out.record); ok {
 			return api.Write(e, http.StatusOK, answer)
 		}

@@ -1,21 +1,15 @@
 package identities
 
 import (
-	"encoding/json/jsontext"
-	jsonv2 "encoding/json/v2"
-	"errors"
-	"io"
-	"maps"
 	"net/http"
 	"regexp"
-	"slices"
 
 	"github.com/pocketbase/pocketbase/core"
-	"github.com/pocketbase/pocketbase/tools/router"
 
 	"github.com/satchelbase/satchel/extensions/api"
 )
 
+// Longest values of the members, in bytes.
 const (
 	maxText = 512
 	maxName = 100
@@ -23,72 +17,48 @@ const (
 
 // input is the body of an exchange or a link.
 type input struct {
-	Provider    string
-	IDToken     string
-	Nonce       string
-	AccessToken string
-	Collection  string
-	code        string // Apple's authorization code
-	mfaID       string
+	Provider    string `json:"provider"`
+	IDToken     string `json:"idToken"`
+	Nonce       string `json:"nonce,omitempty"`
+	AccessToken string `json:"accessToken,omitempty"`
+	Collection  string `json:"collection,omitempty"`
+	MFAID       string `json:"mfaId,omitempty"`
+	Code        string `json:"authorizationCode,omitempty"` // Apple's
 }
 
-// readInput parses the body strictly, so that a mistyped "nonce" is told and not ignored. All mistakes are told at once.
+// readInput parses the body strictly, so that a mistyped "nonce" is told and not ignored. PocketBase reads mfaId by
+// itself.
 func readInput(e *core.RequestEvent) (input, error) {
 	var in input
-	raw, err := io.ReadAll(e.Request.Body) // limited by the server
-	if limit, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return in, limit
-	}
-	if err != nil {
-		return in, api.Fail(api.ErrBodyMalformed, "the body ended early").Because(err)
-	}
-	if r, ok := e.Request.Body.(router.Rereader); ok {
-		r.Reread() // PocketBase reads mfaId by itself
-	}
-	var members map[string]jsontext.Value // refuses duplicate names
-	if err := jsonv2.Unmarshal(raw, &members); err != nil || members == nil {
-		return in, api.Fail(api.ErrBodyMalformed, "the body must be a JSON object").Because(err)
-	}
-	fields := []struct {
-		name     string
-		target   *string
-		max      int
-		required bool
-	}{
-		{"provider", &in.Provider, maxName, true},
-		{"idToken", &in.IDToken, maxToken, true},
-		{"nonce", &in.Nonce, maxText, false},
-		{"accessToken", &in.AccessToken, maxToken, false},
-		{"collection", &in.Collection, maxName, false},
-		{"mfaId", &in.mfaID, maxName, false},
-		{"authorizationCode", &in.code, maxText, false},
+	if err := api.Bind(e, &in); err != nil {
+		return in, err
 	}
 	var wrong []api.FieldError
-	for _, f := range fields {
-		value, present := members[f.name]
-		delete(members, f.name)
-		if present && value.Kind() != 'n' && jsonv2.Unmarshal(value, f.target) != nil {
-			wrong = append(wrong, api.FieldError{Field: f.name, Code: "validation_invalid_type", Message: "Must be a string."})
-		} else if f.required && *f.target == "" {
-			wrong = append(wrong, api.FieldError{Field: f.name, Code: "validation_required", Message: "Cannot be blank."})
-		} else if len(*f.target) > f.max {
-			wrong = append(wrong, api.FieldError{Field: f.name, Code: "validation_length_too_long", Message: "Is too long."})
+	for _, f := range []struct {
+		name, value string
+		max         int
+		required    bool
+	}{
+		{"provider", in.Provider, maxName, true},
+		{"idToken", in.IDToken, maxToken, true},
+		{"nonce", in.Nonce, maxText, false},
+		{"accessToken", in.AccessToken, maxToken, false},
+		{"collection", in.Collection, maxName, false},
+		{"mfaId", in.MFAID, maxName, false},
+		{"authorizationCode", in.Code, maxText, false},
+	} {
+		switch {
+		case f.required && f.value == "":
+			wrong = append(wrong, api.Invalid(f.name, api.ErrFieldRequired, ""))
+		case len(f.value) > f.max:
+			wrong = append(wrong, api.Invalid(f.name, api.ErrFieldLong, ""))
 		}
-	}
-	for i, name := range slices.Sorted(maps.Keys(members)) {
-		if i == maxUnknownMembers {
-			break
-		}
-		wrong = append(wrong, api.FieldError{Field: name, Code: "validation_unknown", Message: "There is no such member."})
 	}
 	if len(wrong) > 0 {
-		return in, &api.Problem{Code: api.ErrValidation, Errors: wrong}
+		return in, api.InvalidBody(wrong...)
 	}
 	return in, nil
 }
-
-// maxUnknownMembers bounds the answer to a body of nonsense.
-const maxUnknownMembers = 20
 
 // devicePattern is what is taken for the id of a device.
 var devicePattern = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`)

@@ -60,7 +60,7 @@ func (s *service) link(e *core.RequestEvent) error {
 	if err != nil {
 		return s.refused(e, c, err)
 	}
-	s.keepAppleToken(e, c, out, in.code)
+	s.keepAppleToken(e, c, out, in.Code)
 	status := http.StatusOK
 	if out.linked {
 		status = http.StatusCreated

@@ -123,7 +123,7 @@ func TestInput(t *testing.T) {
 	start := func(t testing.TB) *apptest.App { return w.start(t) }
 	malformed, invalid := api.ErrBodyMalformed.Name, api.ErrValidation.Name
 	apptest.Run(t, start, []apptest.Scenario{
-		{Name: "empty", Request: post(exchange, ""), Status: 400, Code: malformed},
+		{Name: "empty", Request: post(exchange, ""), Status: 400, Code: "api.validation_failed"},
 		{Name: "not an object", Request: post(exchange, "[]"), Status: 400, Code: malformed},
 		{Name: "null", Request: post(exchange, "null"), Status: 400, Code: malformed},
 		{Name: "twice", Request: post(exchange, `{"provider":"oidc","provider":"x"}`), Status: 400, Code: malformed},
