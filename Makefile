@@ -43,7 +43,7 @@ build: ## Build ./satchel, one static binary
 # differential test runs a part of its cases.
 .PHONY: test
 test: ## Run all tests with the race detector
-	CGO_ENABLED=1 go test -race -timeout 15m -p 2 $(TESTFLAGS) ./...
+	CGO_ENABLED=1 go test -race -timeout 25m -p 2 $(TESTFLAGS) ./...
 	go test -timeout 10m -run TestDifferential $(TESTFLAGS) ./extensions/records
 
 .PHONY: lint
