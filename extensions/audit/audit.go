@@ -12,7 +12,6 @@ package audit
 import (
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"regexp"
 	"time"
 
@@ -102,7 +101,7 @@ func Append(tx core.App, e Entry) error {
 		"at": time.Now().UTC().Format(timeLayout), "action": e.Action, "outcome": e.Outcome,
 		"actor_kind": e.Actor.Kind, "actor_collection": cut(e.Actor.Collection), "actor_id": cut(e.Actor.ID), "act_as": cut(e.ActAs),
 		"subject_kind": e.Subject.Kind, "subject_collection": cut(e.Subject.Collection), "subject_id": cut(e.Subject.ID),
-		"session": cut(e.Session), "request": cut(e.Request), "address": Prefix(e.Address), "details": details,
+		"session": cut(e.Session), "request": cut(e.Request), "address": api.Network(e.Address), "details": details,
 	}).Execute()
 	if err != nil {
 		return fmt.Errorf("append audit entry %s: %w", e.Action, err)
@@ -130,7 +129,7 @@ func (e Entry) check() error {
 // From begins an entry with what the request says about itself: who is signed in, the session, the request's id and
 // where it came from. The caller adds the action and the subject.
 func From(e *core.RequestEvent) Entry {
-	out := Entry{Actor: PartyOf(e.Auth), Request: api.RequestOf(e.Request.Context()).ID, Address: Prefix(e.RealIP())}
+	out := Entry{Actor: PartyOf(e.Auth), Request: api.RequestOf(e.Request.Context()).ID, Address: api.Network(e.RealIP())}
 	out.Session, _ = e.Get(sessionKey).(string)
 	if actor, ok := e.Get(ActorKey).(Party); ok && e.Auth != nil {
 		out.Actor, out.ActAs = actor, e.Auth.Id
@@ -148,35 +147,6 @@ func PartyOf(account *core.Record) Party {
 		kind = Superuser
 	}
 	return Party{Kind: kind, Collection: account.Collection().Name, ID: account.Id}
-}
-
-// Bits of an address that are kept: enough to tell networks apart, too few to tell people.
-const (
-	ipv4Bits = 24
-	ipv6Bits = 48
-)
-
-// Prefix shortens an address to its network, "192.0.2.0/24" or "2001:db8::/48". A prefix is shortened in the same way;
-// anything else is empty.
-func Prefix(address string) string {
-	addr, err := netip.ParseAddr(address)
-	if err != nil {
-		p, err := netip.ParsePrefix(address)
-		if err != nil {
-			return ""
-		}
-		addr = p.Addr()
-	}
-	addr = addr.Unmap().WithZone("")
-	bits := ipv6Bits
-	if addr.Is4() {
-		bits = ipv4Bits
-	}
-	p, err := addr.Prefix(bits)
-	if err != nil {
-		return ""
-	}
-	return p.String()
 }
 
 // detailsJSON is the details as they are stored, without secrets and within the bound.

@@ -190,18 +190,6 @@ func TestBounds(t *testing.T) {
 	}
 }
 
-func TestPrefix(t *testing.T) {
-	for in, want := range map[string]string{
-		"192.0.2.77": "192.0.2.0/24", "::ffff:192.0.2.77": "192.0.2.0/24", "2001:db8:1:2::3": "2001:db8:1::/48",
-		"fe80::1%eth0": "fe80::/48", "192.0.2.0/24": "192.0.2.0/24", "192.0.2.77/32": "192.0.2.0/24", "2001:db8:1::/48": "2001:db8:1::/48",
-		"": "", "localhost": "", "192.0.2.77:80": "",
-	} {
-		if got := audit.Prefix(in); got != want {
-			t.Errorf("%q: %q, want %q", in, got, want)
-		}
-	}
-}
-
 func TestFrom(t *testing.T) {
 	probe := extensions.Extension{Name: "probe", Routes: func(g *router.RouterGroup[*core.RequestEvent]) {
 		g.POST("", func(e *core.RequestEvent) error {

@@ -2,7 +2,6 @@ package guard
 
 import (
 	"net/netip"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -99,17 +98,11 @@ func networks(ip string) (address, network []byte) {
 // about records that do not exist too, and must do the same work for them.
 type KnownDevice func(app core.App, record *core.Record, deviceID string) (bool, error)
 
-// DeviceHeader carries the id that an app makes up when it is installed, a UUID.
-const DeviceHeader = "X-Device-Id"
-
-// devicePattern is what is accepted as an id: a UUID, or another one of its size.
-var devicePattern = regexp.MustCompile(`^[A-Za-z0-9-]{16,64}$`)
-
 // of returns the device's id if the account knows it. An account that does not exist is looked up like one that does,
 // because the time would tell. A device that cannot be looked up counts as unknown.
 func (known KnownDevice) of(e *core.RequestEvent, c *core.Collection, record *core.Record) string {
-	id := e.Request.Header.Get(DeviceHeader)
-	if known == nil || !devicePattern.MatchString(id) {
+	id := api.DeviceID(e.Request)
+	if known == nil || id == "" {
 		return ""
 	}
 	subject := record
@@ -131,7 +124,7 @@ func (known KnownDevice) of(e *core.RequestEvent, c *core.Collection, record *co
 func Familiar(known KnownDevice) func(e *core.RequestEvent, account string) bool {
 	return func(e *core.RequestEvent, account string) bool {
 		c, err := e.App.FindCachedCollectionByNameOrId(e.Request.PathValue("collection"))
-		if err != nil || !c.IsAuth() || e.Request.Header.Get(DeviceHeader) == "" {
+		if err != nil || !c.IsAuth() || api.DeviceID(e.Request) == "" {
 			return false
 		}
 		return known.of(e, c, accountByName(e.App, c, account)) != ""

@@ -156,7 +156,7 @@ func (w *world) post(t testing.TB, address, device, action string, body any) app
 func from(address, device string, r apptest.Request) apptest.Request {
 	header := map[string]string{"X-Forwarded-For": address}
 	if device != "" {
-		header[DeviceHeader] = device
+		header[api.DeviceHeader] = device
 	}
 	maps.Copy(header, r.Header)
 	r.Header = header

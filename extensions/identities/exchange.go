@@ -42,7 +42,7 @@ func (s *service) exchange(e *core.RequestEvent) error {
 		return s.refused(e, c, err)
 	}
 	s.keepAppleToken(e, c, out, in.Code)
-	device := deviceOf(e.Request)
+	device := api.DeviceID(e.Request)
 	if out.repeated && in.MFAID == "" {
 		if answer, ok := s.answers.get(c.hash, device, out.record); ok {
 			return api.Write(e, http.StatusOK, answer)

@@ -1,9 +1,6 @@
 package identities
 
 import (
-	"net/http"
-	"regexp"
-
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/api"
@@ -58,15 +55,4 @@ func readInput(e *core.RequestEvent) (input, error) {
 		return in, api.InvalidBody(wrong...)
 	}
 	return in, nil
-}
-
-// devicePattern is what is taken for the id of a device.
-var devicePattern = regexp.MustCompile(`^[A-Za-z0-9._:-]{1,128}$`)
-
-// deviceOf is the id that the app gave its installation, empty when there is none.
-func deviceOf(r *http.Request) string {
-	if id := r.Header.Get("X-Device-Id"); devicePattern.MatchString(id) {
-		return id
-	}
-	return ""
 }

@@ -32,11 +32,11 @@ func TestLink(t *testing.T) {
 	w.stale = false
 
 	provided := w.token(t, "ada", mail("ada@work.test"))
-	got := data[shown](t, link(token, provided, "phone-1"), 201)
+	got := data[shown](t, link(token, provided, "installation-of-phone-1"), 201)
 	if got.Provider != "oidc" || got.Email != "ada@work.test" || !got.Verified || len(got.CreatedAt) < 20 {
 		t.Errorf("%+v", got)
 	}
-	if again := data[shown](t, link(token, provided, "phone-1"), 200); again.ID != got.ID {
+	if again := data[shown](t, link(token, provided, "installation-of-phone-1"), 200); again.ID != got.ID {
 		t.Errorf("a repeated link: %+v", again)
 	}
 	refused(t, link(token, provided, ""), 401, identities.ErrTokenReused.Name)

@@ -42,7 +42,7 @@ func (s *service) resolve(e *core.RequestEvent, c *claims, collection *core.Coll
 		var out *outcome
 		err := e.App.RunInTransaction(func(app core.App) error {
 			var err error
-			out, err = r.run(app, deviceOf(e.Request))
+			out, err = r.run(app, api.DeviceID(e.Request))
 			return err
 		})
 		if err == nil {

@@ -283,13 +283,13 @@ func TestSingleUse(t *testing.T) {
 	token := w.token(t, "ada", nil)
 	data[signedIn](t, from(token, ""), 200)
 	refused(t, from(token, ""), 401, reused)
-	refused(t, from(token, "phone-1"), 401, reused)
+	refused(t, from(token, "installation-of-phone-1"), 401, reused)
 
 	token = w.token(t, "ada", nil)
-	first := from(token, "phone-1")
-	refused(t, from(token, "phone-2"), 401, reused)
+	first := from(token, "installation-of-phone-1")
+	refused(t, from(token, "installation-of-phone-2"), 401, reused)
 	refused(t, from(token, ""), 401, reused)
-	again := data[signedIn](t, from(token, "phone-1"), 200)
+	again := data[signedIn](t, from(token, "installation-of-phone-1"), 200)
 	if want := data[signedIn](t, first, 200); again != want {
 		t.Errorf("a repeated exchange has another session:\n%+v\n%+v", again, want)
 	}
@@ -298,11 +298,11 @@ func TestSingleUse(t *testing.T) {
 	if _, err := app.DB().NewQuery("UPDATE identities_tokens SET usedAt = usedAt - 61000").Execute(); err != nil {
 		t.Fatal(err)
 	}
-	refused(t, from(token, "phone-1"), 401, reused)
+	refused(t, from(token, "installation-of-phone-1"), 401, reused)
 
 	// The session of before has ended with the token key.
 	token = w.token(t, "ada", nil)
-	before := data[signedIn](t, from(token, "phone-1"), 200)
+	before := data[signedIn](t, from(token, "installation-of-phone-1"), 200)
 	record, err := app.FindRecordById("users", before.Record.ID)
 	if err != nil {
 		t.Fatal(err)
@@ -311,7 +311,7 @@ func TestSingleUse(t *testing.T) {
 	if err := app.Save(record); err != nil {
 		t.Fatal(err)
 	}
-	if after := data[signedIn](t, from(token, "phone-1"), 200); after.Session == before.Session {
+	if after := data[signedIn](t, from(token, "installation-of-phone-1"), 200); after.Session == before.Session {
 		t.Error("a dead session was answered again")
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
-	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -41,7 +40,7 @@ func (h *Hasher) Enter(e *core.RequestEvent) (leave func(), err error) {
 	if entered, _ := e.Get(enteredKey).(bool); entered {
 		return func() {}, nil
 	}
-	if err := h.queue.enter(e.Request.Context(), network(e.RealIP())); err != nil {
+	if err := h.queue.enter(e.Request.Context(), api.Network(e.RealIP())); err != nil {
 		return nil, h.busy(err)
 	}
 	h.hashed.Add(1)
@@ -153,27 +152,4 @@ func replaceHash(ctx context.Context, app core.App, account *core.Record, passwo
 	// What is saved of this record later in the request must not bring the old hash back.
 	account.SetRaw(core.FieldNamePassword, &core.PasswordFieldValue{Hash: fresh.String()})
 	return nil
-}
-
-// Networks that wait in one lane: what one customer of a provider has.
-const (
-	ipv4Bits = 24
-	ipv6Bits = 48
-)
-
-func network(address string) string {
-	addr, err := netip.ParseAddr(address)
-	if err != nil {
-		return ""
-	}
-	addr = addr.Unmap().WithZone("")
-	bits := ipv6Bits
-	if addr.Is4() {
-		bits = ipv4Bits
-	}
-	p, err := addr.Prefix(bits)
-	if err != nil {
-		return ""
-	}
-	return p.String()
 }

@@ -197,11 +197,11 @@ func TestNoticeOfNewDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	box := f.mails(t)
-	phone := map[string]string{"X-Device-Id": "11111111-aaaa", "User-Agent": "App/1"}
+	phone := map[string]string{"X-Device-Id": "11111111-aaaa-4aaa", "User-Agent": "App/1"}
 	f.signIn(t, phone)
 	phone["User-Agent"] = "App/2" // an update, from another network
 	f.signIn(t, phone)
-	f.signIn(t, map[string]string{"X-Device-Id": "22222222-bbbb", "User-Agent": "App/2", "X-Device-Name": "Eve's phone"})
+	f.signIn(t, map[string]string{"X-Device-Id": "22222222-bbbb-4bbb", "User-Agent": "App/2", "X-Device-Name": "Eve's phone"})
 	eventually(t, "the notice", waitForMail, func() bool { return box.TotalSend() == 1 })
 	if message := box.LastMessage(); !strings.Contains(message.HTML, "Eve&#39;s phone") || message.To[0].Address != email {
 		t.Errorf("%+v", message)

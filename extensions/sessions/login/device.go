@@ -3,7 +3,6 @@ package login
 import (
 	"fmt"
 	"net/http"
-	"regexp"
 	"strings"
 	"time"
 	"unicode"
@@ -12,14 +11,10 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/api"
-	"github.com/satchelbase/satchel/extensions/audit"
 )
 
-// Headers by which an app tells what it runs on.
-const (
-	DeviceIDHeader   = "X-Device-Id"
-	DeviceNameHeader = "X-Device-Name"
-)
+// DeviceNameHeader carries what the user calls the device.
+const DeviceNameHeader = "X-Device-Name"
 
 // MaxName is the longest name of a device, in characters.
 const MaxName = 100
@@ -29,9 +24,6 @@ const (
 	maxVersion   = 32
 	maxUserAgent = 200
 )
-
-// deviceIDPattern takes UUIDs and whatever else an app makes its installation ids of.
-var deviceIDPattern = regexp.MustCompile(`^[A-Za-z0-9_.:-]{8,64}$`)
 
 // Device is what a client says about itself. None of it is proof of anything.
 type Device struct {
@@ -46,15 +38,11 @@ type Device struct {
 // DeviceOf reads what the headers of a request say.
 func DeviceOf(e *core.RequestEvent) Device {
 	h := e.Request.Header
-	d := Device{
-		Name: Printable(h.Get(DeviceNameHeader), MaxName), Platform: platformOf(h),
+	return Device{
+		ID: api.DeviceID(e.Request), Name: Printable(h.Get(DeviceNameHeader), MaxName), Platform: platformOf(h),
 		Version: Printable(h.Get(api.AppVersionHeader), maxVersion), UserAgent: Printable(h.Get("User-Agent"), maxUserAgent),
-		Address: audit.Prefix(e.RealIP()),
+		Address: api.Network(e.RealIP()),
 	}
-	if id := h.Get(DeviceIDHeader); IsDeviceID(id) {
-		d.ID = id
-	}
-	return d
 }
 
 func platformOf(h http.Header) string {
@@ -80,9 +68,6 @@ func Printable(s string, limit int) string {
 	return strings.TrimSpace(string(out))
 }
 
-// IsDeviceID reports whether a text may be the id of a device.
-func IsDeviceID(id string) bool { return deviceIDPattern.MatchString(id) }
-
 // NewDevice reports whether the user has had other sessions, none of them on the device of this one: what the app says it
 // is, or else the program it runs.
 func NewDevice(app core.App, l *Login) (bool, error) {
@@ -102,7 +87,7 @@ func NewDevice(app core.App, l *Login) (bool, error) {
 
 // Known reports whether a session of the user, an old one included, has been on the device.
 func Known(app core.App, record *core.Record, deviceID string) (bool, error) {
-	if !IsDeviceID(deviceID) {
+	if !api.IsDeviceID(deviceID) {
 		return false, nil
 	}
 	var n int
