@@ -20,7 +20,7 @@ import (
 //go:embed common.txt.gz
 var commonList []byte
 
-// common is the list in memory, some 2 MB, from the first time that a password is set. The zero value is ready.
+// common is the list in memory, from the first time that a password is set. The zero value is ready.
 type common struct {
 	once sync.Once
 	set  map[string]struct{}
