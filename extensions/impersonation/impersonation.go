@@ -90,12 +90,16 @@ func bind(app core.App) {
 		return e.Next()
 	})
 	app.OnRecordDeleteRequest().BindFunc(func(e *core.RecordRequestEvent) error {
-		if c := sessions.Current(e.RequestEvent); c != nil && c.Actor != nil && e.Record.Collection().IsAuth() {
+		if c := sessions.Current(e.RequestEvent); c != nil && c.Actor != nil && waysIn(e.Record.Collection()) {
 			return api.Fail(ErrForbidden, "")
 		}
 		return e.Next()
 	})
 }
+
+// waysIn tells the collections whose records let somebody sign in: accounts, and in PocketBase's own collections the
+// accounts of OAuth2 providers that belong to them.
+func waysIn(c *core.Collection) bool { return c.IsAuth() || c.System }
 
 func credentialsChange(r *core.Record) bool {
 	before := r.Original()
@@ -114,12 +118,12 @@ func restrict(e *core.RequestEvent) error {
 	switch {
 	case path == api.Prefix+"/auth/logout":
 		return e.Next()
-	case !reads && strings.HasPrefix(path, api.Prefix+"/auth/"), !reads && c.ReadOnly && path != "/api/realtime" && path != "/api/files/token":
+	case !reads && (strings.HasPrefix(path, api.Prefix+"/auth/") || path == "/api/auth/sync"), !reads && c.ReadOnly && path != "/api/realtime" && path != "/api/files/token":
 		return api.Fail(ErrForbidden, "")
 	}
-	if rest, ok := strings.CutPrefix(path, "/api/collections/"); ok {
+	if rest, ok := strings.CutPrefix(path, "/api/collections/"); ok && !reads {
 		_, action, _ := strings.Cut(rest, "/")
-		for _, prefix := range []string{"request-", "confirm-", "auth-refresh"} {
+		for _, prefix := range []string{"auth-", "request-", "confirm-"} { // signing in with a provider links it to the caller
 			if strings.HasPrefix(action, prefix) {
 				return api.Fail(ErrForbidden, "")
 			}
