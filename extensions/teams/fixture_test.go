@@ -26,6 +26,8 @@ type world struct {
 	*apptest.App
 	*Teams
 
+	ops *operations.Operations
+
 	ids, tokens map[string]string
 
 	mailbox sync.Mutex
@@ -46,11 +48,10 @@ func open(t testing.TB, change func(cfg *Config, deps *Deps)) *world {
 	if change != nil {
 		change(&cfg, &deps)
 	}
-	w := &world{Teams: New(cfg, deps), ids: map[string]string{}, tokens: map[string]string{"guest": ""}, arrived: make(chan struct{}, 1000)}
-	ops := operations.New()
-	ops.Add(w.Operations())
+	w := &world{Teams: New(cfg, deps), ops: operations.New(), ids: map[string]string{}, tokens: map[string]string{"guest": ""}, arrived: make(chan struct{}, 1000)}
+	w.ops.Add(w.Operations())
 	pass := func(*core.RequestEvent) error { return nil }
-	w.App = apptest.New(t, api.New(settings.Defaults[api.Config]()), audit.New(), w.Extension(), ops.Extension(operations.Deps{
+	w.App = apptest.New(t, api.New(settings.Defaults[api.Config]()), audit.New(), w.Extension(), w.ops.Extension(operations.Deps{
 		Key:    func(*core.RequestEvent) (string, func(string) bool) { return "", nil },
 		Role:   func(*core.RequestEvent, string) error { return api.ErrForbidden },
 		Recent: pass, Attested: pass, Audit: audit.Note, Staff: []string{core.CollectionNameSuperusers},

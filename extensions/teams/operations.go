@@ -291,7 +291,7 @@ func hidden(r rune) bool { return !unicode.IsPrint(r) && r != '\u200c' && r != '
 // signedIn keeps an operation from calls without an account, such as those of the app itself.
 func signedIn[In, Out any](t *Teams, do func(c *operations.Call, in In) (Out, error)) func(c *operations.Call, in In) (Out, error) {
 	return func(c *operations.Call, in In) (Out, error) {
-		if c.Auth == nil || c.Auth.Collection().Name != t.cfg.Accounts && c.Auth.Collection().Id != t.cfg.Accounts {
+		if c.Auth == nil || c.Auth.Collection().Name != t.cfg.Accounts {
 			var none Out
 			return none, operations.ErrCallerRefused
 		}

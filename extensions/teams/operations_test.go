@@ -1,6 +1,7 @@
 package teams
 
 import (
+	"errors"
 	"net/http"
 	"slices"
 	"strings"
@@ -117,34 +118,13 @@ func (w *world) rehearse(t testing.TB, who, operation string, in map[string]any)
 	}
 	var outcome error
 	err = w.RunInTransaction(func(tx core.App) error {
-		outcome = w.direct(t, tx, auth, operation, in)
+		_, outcome = w.ops.Call(t.Context(), tx, "teams."+operation, in, auth)
 		return errUndo
 	})
-	if err != error(errUndo) { //nolint:errorlint // the very value
+	if !errors.Is(err, errUndo) {
 		t.Fatalf("undo: %v", err)
 	}
 	return outcome
-}
-
-// direct does what the operation does, in the transaction.
-func (w *world) direct(t testing.TB, tx core.App, auth *core.Record, operation string, in map[string]any) error {
-	t.Helper()
-	text := func(name string) string { s, _ := in[name].(string); return s }
-	c := &operations.Call{App: tx, Auth: auth}
-	return map[string]func() error{
-		"rename":            func() error { _, err := w.rename(c, renameInput{text("team"), text("name")}); return err },
-		"delete":            func() error { _, err := w.delete(c, teamInput{text("team")}); return err },
-		"leave":             func() error { _, err := w.leave(c, teamInput{text("team")}); return err },
-		"transferOwnership": func() error { _, err := w.transfer(c, memberInput{text("member")}); return err },
-		"removeMember":      func() error { _, err := w.remove(c, memberInput{text("member")}); return err },
-		"changeRole":        func() error { _, err := w.changeRole(c, roleInput{text("member"), text("role")}); return err },
-		"invite": func() error {
-			_, err := w.invite(c, inviteInput{text("team"), text("email"), text("role")})
-			return err
-		},
-		"resendInvitation": func() error { _, err := w.resend(c, invitationInput{text("invitation")}); return err },
-		"revokeInvitation": func() error { _, err := w.revoke(c, invitationInput{text("invitation")}); return err },
-	}[operation]()
 }
 
 func TestTeamLife(t *testing.T) {
@@ -258,7 +238,7 @@ func TestOtherCallers(t *testing.T) {
 	for _, who := range []string{"root", "robot"} {
 		w.refuse(t, &operations.ErrCallerRefused.Name, who, "create", map[string]any{"name": "x"})
 	}
-	if _, err := signedIn(w.Teams, w.create)(&operations.Call{App: w.App}, createInput{"x"}); err != error(operations.ErrCallerRefused) { //nolint:errorlint // the very value
+	if _, err := w.ops.Call(t.Context(), w.App, "teams.create", createInput{"x"}, nil); !errors.Is(err, operations.ErrCallerRefused) {
 		t.Errorf("the app itself: %v", err)
 	}
 }
