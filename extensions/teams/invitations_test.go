@@ -183,10 +183,16 @@ func TestInviterLosesTheRole(t *testing.T) {
 		by func(t *testing.T, w *world, team string)
 		as string // what the second invitation is for, which may outlive the first
 	}{
-		"removed":   {func(t *testing.T, w *world, team string) { w.must(t, "olga", "removeMember", map[string]any{"member": w.member(t, team, "otto")}) }, ""},
-		"left":      {func(t *testing.T, w *world, team string) { w.must(t, "otto", "leave", map[string]any{"team": team}) }, ""},
-		"demoted":   {func(t *testing.T, w *world, team string) { w.must(t, "olga", "changeRole", map[string]any{"member": w.member(t, team, "otto"), "role": Admin}) }, Member},
-		"handed on": {func(t *testing.T, w *world, team string) { w.must(t, "otto", "transferOwnership", map[string]any{"member": w.member(t, team, "olga")}) }, Member},
+		"removed": {func(t *testing.T, w *world, team string) {
+			w.must(t, "olga", "removeMember", map[string]any{"member": w.member(t, team, "otto")})
+		}, ""},
+		"left": {func(t *testing.T, w *world, team string) { w.must(t, "otto", "leave", map[string]any{"team": team}) }, ""},
+		"demoted": {func(t *testing.T, w *world, team string) {
+			w.must(t, "olga", "changeRole", map[string]any{"member": w.member(t, team, "otto"), "role": Admin})
+		}, Member},
+		"handed on": {func(t *testing.T, w *world, team string) {
+			w.must(t, "otto", "transferOwnership", map[string]any{"member": w.member(t, team, "olga")})
+		}, Member},
 		"raw SQL": {func(t *testing.T, w *world, team string) {
 			if _, err := w.NonconcurrentDB().Update(membersCollection, dbx.Params{"role": Admin}, dbx.HashExp{"id": w.member(t, team, "otto")}).Execute(); err != nil {
 				t.Fatal(err)
