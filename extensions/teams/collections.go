@@ -77,11 +77,9 @@ func (t *Teams) createCollections(app core.App) error {
 			return fmt.Errorf("find collection %s: %w", name, err)
 		}
 	}
-	teams, members, invitations := newTeams(), newMembers(accounts), newInvitations(accounts)
+	teams := newTeams()
+	members, invitations := newMembers(teams, accounts), newInvitations(teams, accounts)
 	for _, c := range []*core.Collection{teams, members, invitations} {
-		if c != teams {
-			c.Fields.GetByName("team").(*core.RelationField).CollectionId = teams.Id //nolint:forcetypeassert // made below
-		}
 		for _, f := range c.Fields {
 			f.SetSystem(true)
 		}
@@ -109,10 +107,10 @@ func newTeams() *core.Collection {
 	return c
 }
 
-func newMembers(accounts *core.Collection) *core.Collection {
+func newMembers(teams, accounts *core.Collection) *core.Collection {
 	c := core.NewBaseCollection(membersCollection)
 	c.Fields.Add(
-		&core.RelationField{Name: "team", Required: true, CascadeDelete: true, MaxSelect: 1},
+		&core.RelationField{Name: "team", CollectionId: teams.Id, Required: true, CascadeDelete: true, MaxSelect: 1},
 		&core.RelationField{Name: "user", CollectionId: accounts.Id, Required: true, CascadeDelete: true, MaxSelect: 1},
 		role(),
 	)
@@ -124,10 +122,10 @@ func newMembers(accounts *core.Collection) *core.Collection {
 	return c
 }
 
-func newInvitations(accounts *core.Collection) *core.Collection {
+func newInvitations(teams, accounts *core.Collection) *core.Collection {
 	c := core.NewBaseCollection(invitationsCollection)
 	c.Fields.Add(
-		&core.RelationField{Name: "team", Required: true, CascadeDelete: true, MaxSelect: 1},
+		&core.RelationField{Name: "team", CollectionId: teams.Id, Required: true, CascadeDelete: true, MaxSelect: 1},
 		&core.TextField{Name: "email", Max: maxEmail}, // in lower case; empty for a link
 		role(),
 		&core.RelationField{Name: "invitedBy", CollectionId: accounts.Id, Required: true, CascadeDelete: true, MaxSelect: 1},

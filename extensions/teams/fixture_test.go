@@ -72,7 +72,7 @@ func (w *world) people(t testing.TB, names ...string) {
 	for _, name := range names {
 		user, token := w.User(t, name+"@example.test")
 		user.Set("name", strings.ToUpper(name[:1])+name[1:])
-		if err := w.App.Save(user); err != nil {
+		if err := w.Save(user); err != nil {
 			t.Fatal(err)
 		}
 		w.ids[name], w.tokens[name] = user.Id, token
@@ -123,7 +123,7 @@ func (w *world) add(t testing.TB, team, who, role string) {
 	}
 	r := core.NewRecord(c)
 	r.Load(map[string]any{"team": team, "user": w.ids[who], "role": role})
-	if err := w.App.Save(r); err != nil {
+	if err := w.Save(r); err != nil {
 		t.Fatal(err)
 	}
 }

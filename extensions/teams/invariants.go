@@ -101,14 +101,26 @@ func (t *Teams) memberAdded(e *core.RecordEvent) error {
 	return t.auditMember(e, "teams.member_added", map[string]any{"role": e.Record.GetString("role")})
 }
 
+// memberChanged judges by what is stored and not by what the writer has read: a request of a superuser reads the record
+// before its transaction, and would write a role back that was taken meanwhile.
 func (t *Teams) memberChanged(e *core.RecordEvent) error {
-	before := e.Record.Original()
+	before, err := first(e.App, membersCollection, dbx.HashExp{"id": e.Record.Id})
+	if err != nil {
+		return err
+	}
+	if before == nil {
+		return api.Fail(api.ErrNotFound, "the membership has ended")
+	}
 	for _, fixed := range []string{"team", "user"} {
 		if before.GetString(fixed) != e.Record.GetString(fixed) {
 			return validation.Errors{fixed: validation.NewError("teams_fixed", "A membership stays with its team and its user.")}
 		}
 	}
-	was, is := before.GetString("role"), e.Record.GetString("role")
+	was := before.GetString("role")
+	if e.Record.GetString("role") == e.Record.Original().GetString("role") {
+		e.Record.Set("role", was)
+	}
+	is := e.Record.GetString("role")
 	if err := e.Next(); err != nil || was == is {
 		return err
 	}
@@ -129,7 +141,11 @@ func (t *Teams) memberChanged(e *core.RecordEvent) error {
 // memberRemoved keeps the team owned, or takes it away when nobody is left. When the team itself is being deleted its
 // record is gone already, since PocketBase deletes what refers to a record after it.
 func (t *Teams) memberRemoved(e *core.RecordEvent) error {
-	if err := e.Next(); err != nil {
+	before, err := first(e.App, membersCollection, dbx.HashExp{"id": e.Record.Id})
+	if err != nil {
+		return err
+	}
+	if err := e.Next(); err != nil || before == nil { // somebody was faster
 		return err
 	}
 	team, err := first(e.App, teamsCollection, dbx.HashExp{"id": e.Record.GetString("team")})
@@ -140,7 +156,7 @@ func (t *Teams) memberRemoved(e *core.RecordEvent) error {
 		return err
 	}
 	if !isInside(e.Context) {
-		if err := t.auditMember(e, "teams.member_removed", map[string]any{"role": e.Record.GetString("role")}); err != nil {
+		if err := t.auditMember(e, "teams.member_removed", map[string]any{"role": before.GetString("role")}); err != nil {
 			return err
 		}
 	}
@@ -168,7 +184,7 @@ func (t *Teams) succeed(tx core.App, team *core.Record) error {
 	if err != nil {
 		return err
 	}
-	return t.audit(tx, nil, "teams.owner_succeeded", account, map[string]any{"team": team.Id, "from": was, "to": Owner})
+	return t.audit(tx, nil, "teams.owner_succeeded", account, map[string]any{"team": team.Id, "user": heir.GetString("user"), "from": was, "to": Owner})
 }
 
 func (t *Teams) teamDeleted(e *core.RecordEvent) error {

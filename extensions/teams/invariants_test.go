@@ -29,23 +29,41 @@ func TestDashboard(t *testing.T) {
 	}{
 		{"a role that there is not", http.MethodPatch, member("mia"), map[string]any{"role": "boss"}, http.StatusBadRequest, "", ""},
 		{"a membership moved", http.MethodPatch, member("mia"), map[string]any{"user": w.ids["xena"]}, http.StatusBadRequest, "", ""},
-		{"a role", http.MethodPatch, member("mia"), map[string]any{"role": "viewer"}, http.StatusOK,
-			"abel admin, ada admin, max member, mia viewer, olga owner, otto owner, vera viewer", `teams.role_changed success {"from":"member"`},
-		{"an owner demoted", http.MethodPatch, member("otto"), map[string]any{"role": Admin}, http.StatusOK,
-			"abel admin, ada admin, max member, mia viewer, olga owner, otto admin, vera viewer", `"from":"owner"`},
+		{
+			"a role", http.MethodPatch, member("mia"),
+			map[string]any{"role": "viewer"},
+			http.StatusOK,
+			"abel admin, ada admin, max member, mia viewer, olga owner, otto owner, vera viewer", `teams.role_changed success {"from":"member"`,
+		},
+		{
+			"an owner demoted", http.MethodPatch, member("otto"),
+			map[string]any{"role": Admin},
+			http.StatusOK,
+			"abel admin, ada admin, max member, mia viewer, olga owner, otto admin, vera viewer", `"from":"owner"`,
+		},
 		{"the last owner demoted", http.MethodPatch, member("olga"), map[string]any{"role": Admin}, http.StatusBadRequest, "", ""},
-		{"somebody added", http.MethodPost, membersCollection + "/records", map[string]any{"team": team, "user": w.ids["newcomer"], "role": Member}, http.StatusOK,
-			"abel admin, ada admin, max member, mia viewer, newcomer member, olga owner, otto admin, vera viewer", `teams.member_added success`},
+		{
+			"somebody added", http.MethodPost, membersCollection + "/records",
+			map[string]any{"team": team, "user": w.ids["newcomer"], "role": Member},
+			http.StatusOK,
+			"abel admin, ada admin, max member, mia viewer, newcomer member, olga owner, otto admin, vera viewer", `teams.member_added success`,
+		},
 		{"somebody added twice", http.MethodPost, membersCollection + "/records", map[string]any{"team": team, "user": w.ids["mia"], "role": Owner}, http.StatusBadRequest, "", ""},
-		{"somebody removed", http.MethodDelete, member("mia"), nil, http.StatusNoContent,
-			"abel admin, ada admin, max member, newcomer member, olga owner, otto admin, vera viewer", `teams.member_removed success`},
-		{"the last owner removed", http.MethodDelete, member("olga"), nil, http.StatusNoContent,
-			"abel owner, ada admin, max member, newcomer member, otto admin, vera viewer", `teams.owner_succeeded success {"from":"admin"`},
+		{
+			"somebody removed", http.MethodDelete, member("mia"), nil, http.StatusNoContent,
+			"abel admin, ada admin, max member, newcomer member, olga owner, otto admin, vera viewer", `teams.member_removed success`,
+		},
+		{
+			"the last owner removed", http.MethodDelete, member("olga"), nil, http.StatusNoContent,
+			"abel owner, ada admin, max member, newcomer member, otto admin, vera viewer", `teams.owner_succeeded success {"from":"admin"`,
+		},
 		{"a team without anybody", http.MethodPost, teamsCollection + "/records", map[string]any{"name": "Nobody's"}, http.StatusForbidden, "", ""},
 		{"a name", http.MethodPatch, teamsCollection + "/records/" + team, map[string]any{"name": "Theirs"}, http.StatusOK, "", ""},
-		{"an invitation", http.MethodPost, invitationsCollection + "/records",
+		{
+			"an invitation", http.MethodPost, invitationsCollection + "/records",
 			map[string]any{"team": team, "email": "a@example.test", "role": Member, "invitedBy": w.ids["otto"], "state": pending, "expiresAt": "2090-01-01 00:00:00.000Z"},
-			http.StatusForbidden, "", ""},
+			http.StatusForbidden, "", "",
+		},
 		{"an invitation sent elsewhere", http.MethodPatch, invitationsCollection + "/records/" + invitation, map[string]any{"email": "b@example.test"}, http.StatusForbidden, "", ""},
 		{"an invitation deleted", http.MethodDelete, invitationsCollection + "/records/" + invitation, nil, http.StatusNoContent, "", ""},
 		{"a team deleted", http.MethodDelete, teamsCollection + "/records/" + team, nil, http.StatusNoContent, " ", `"members":6,"name":"Theirs"`},
@@ -181,14 +199,14 @@ func TestAuditFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Set("role", Admin)
-	if err := w.App.Save(r); err == nil {
+	if err := w.Save(r); err == nil {
 		t.Error("a change was saved without its entry")
 	}
 	user, err := w.FindRecordById("users", w.ids["olga"])
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := w.App.Delete(user); err == nil {
+	if err := w.Delete(user); err == nil {
 		t.Error("an account was deleted without the entry of its membership")
 	}
 	if got := w.roles(t, team); got != "mia member, olga owner" {
@@ -221,7 +239,7 @@ func TestOwnFields(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Fields.Add(&core.SelectField{Name: "plan", Values: []string{"free", "pro"}})
-	if err := w.App.Save(c); err != nil {
+	if err := w.Save(c); err != nil {
 		t.Fatal(err)
 	}
 	team := w.found(t, "olga", nil)
@@ -238,7 +256,7 @@ func TestOwnFields(t *testing.T) {
 			t.Fatal(err)
 		}
 		change(c)
-		if err := w.App.Save(c); err == nil {
+		if err := w.Save(c); err == nil {
 			t.Errorf("the %s was changed", what)
 		}
 	}
@@ -246,15 +264,12 @@ func TestOwnFields(t *testing.T) {
 
 // A data folder that has such collections, or no accounts, must not be touched.
 func TestMigrationRefuses(t *testing.T) {
-	app := apptest.New(t)
-	if err := New(Config{Accounts: "people"}, Deps{}).createCollections(app); err == nil || !strings.Contains(err.Error(), "SATCHEL_TEAMS_ACCOUNTS") {
+	w := open(t, nil)
+	if err := New(Config{Accounts: "people"}, Deps{}).createCollections(w); err == nil || !strings.Contains(err.Error(), "SATCHEL_TEAMS_ACCOUNTS") {
 		t.Errorf("without accounts: %v", err)
 	}
-	if err := app.Save(core.NewBaseCollection(membersCollection)); err != nil {
-		t.Fatal(err)
-	}
-	if err := New(config(), Deps{}).createCollections(app); err == nil || !strings.Contains(err.Error(), "SATCHEL_TEAMS_ENABLED=false") {
-		t.Errorf("with another's collection: %v", err)
+	if err := w.createCollections(w); err == nil || !strings.Contains(err.Error(), "SATCHEL_TEAMS_ENABLED=false") {
+		t.Errorf("with others' collections: %v", err)
 	}
 }
 
@@ -273,4 +288,44 @@ func TestMigrationDown(t *testing.T) {
 		}
 	}
 	w.found(t, "olga", nil)
+}
+
+// A superuser's request reads the record before its transaction: what it did not mean to change must not go back to what
+// it was then, and what it does change is judged by what is stored.
+func TestStaleWrites(t *testing.T) {
+	w := open(t, nil)
+	w.people(t, "olga", "mia")
+	team := w.found(t, "olga", map[string]string{"mia": Member})
+	read := func() *core.Record {
+		r, err := w.FindRecordById(membersCollection, w.member(t, team, "mia"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	untouched, demoted, removed := read(), read(), read()
+	w.must(t, "olga", "transferOwnership", map[string]any{"member": untouched.Id})
+	if err := w.Save(untouched); err != nil {
+		t.Fatal(err)
+	}
+	demoted.Set("role", "viewer")
+	if err := w.Save(demoted); err == nil {
+		t.Error("the last owner was demoted by somebody who took them for a member")
+	}
+	if got := w.roles(t, team); got != "mia owner, olga admin" {
+		t.Fatal(got)
+	}
+	w.must(t, "mia", "transferOwnership", map[string]any{"member": w.member(t, team, "olga")})
+	w.must(t, "olga", "removeMember", map[string]any{"member": removed.Id})
+	before := len(w.entries(t))
+	if err := w.Delete(removed); err != nil {
+		t.Error(err)
+	}
+	removed.Set("role", Admin)
+	if err := w.Save(removed); err == nil {
+		t.Error("a membership that has ended was changed")
+	}
+	if after := w.entries(t); len(after) != before {
+		t.Errorf("nothing happened, but: %v", after[before:])
+	}
 }

@@ -41,7 +41,7 @@ func TestInvitationByMail(t *testing.T) {
 	// The one who was invited signs up. The token has proved the address.
 	user, accessToken := w.User(t, "NEW@example.test")
 	user.SetVerified(false)
-	if err := w.App.Save(user); err != nil {
+	if err := w.Save(user); err != nil {
 		t.Fatal(err)
 	}
 	w.ids["new"], w.tokens["new"] = user.Id, accessToken
@@ -146,7 +146,7 @@ func TestInvitationEnds(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := w.App.Delete(inv); err != nil {
+			if err := w.Delete(inv); err != nil {
 				t.Fatal(err)
 			}
 		}, ErrInvitationInvalid.Name},
@@ -203,7 +203,7 @@ func TestInviterLosesTheRole(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := w.App.Delete(user); err != nil {
+			if err := w.Delete(user); err != nil {
 				t.Fatal(err)
 			}
 		}, ""},
@@ -321,7 +321,7 @@ func TestMailLimits(t *testing.T) {
 			t.Fatal(err)
 		}
 		user.SetVerified(false)
-		if err := w.App.Save(user); err != nil {
+		if err := w.Save(user); err != nil {
 			t.Fatal(err)
 		}
 		w.refuse(t, &ErrUnverified.Name, "ada", "invite", map[string]any{"team": team, "email": address(0)})
@@ -338,12 +338,12 @@ func TestMailEscapes(t *testing.T) {
 		t.Fatal(err)
 	}
 	user.Set("name", "Olga\r\nBcc: victim@example.test")
-	if err := w.App.Save(user); err != nil {
+	if err := w.Save(user); err != nil {
 		t.Fatal(err)
 	}
 	meta := w.Settings()
 	meta.Meta.AppName = "A & B"
-	if err := w.App.Save(meta); err != nil {
+	if err := w.Save(meta); err != nil {
 		t.Fatal(err)
 	}
 	team, _ := w.must(t, "olga", "create", map[string]any{"name": `<a href="x">Win</a>`})["id"].(string)

@@ -158,7 +158,7 @@ func (t *Teams) transfer(c *operations.Call, in memberInput) (Membership, error)
 		return Membership{}, ErrRole
 	}
 	if me.Id == member.Id {
-		return membershipOf(me), nil
+		return Membership{}, api.InvalidBody(api.Invalid("member", api.ErrFieldInvalid, "must be another member"))
 	}
 	if err := t.allow(c, "teams.transferOwnership", team); err != nil {
 		return Membership{}, err

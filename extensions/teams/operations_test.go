@@ -221,13 +221,13 @@ func TestOtherCallers(t *testing.T) {
 	w.found(t, "olga", nil)
 	_, w.tokens["root"] = w.Superuser(t)
 	c := core.NewAuthCollection("robots")
-	if err := w.App.Save(c); err != nil {
+	if err := w.Save(c); err != nil {
 		t.Fatal(err)
 	}
 	robot := core.NewRecord(c)
 	robot.SetEmail("r@example.test")
 	robot.SetPassword(apptest.Password)
-	if err := w.App.Save(robot); err != nil {
+	if err := w.Save(robot); err != nil {
 		t.Fatal(err)
 	}
 	token, err := robot.NewAuthToken()

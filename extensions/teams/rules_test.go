@@ -22,7 +22,7 @@ func TestReadRules(t *testing.T) {
 		t.Fatal(err)
 	}
 	user.SetVerified(false)
-	if err := w.App.Save(user); err != nil {
+	if err := w.Save(user); err != nil {
 		t.Fatal(err)
 	}
 	guido, err := w.FindRecordById("users", w.ids["guido"])
@@ -31,7 +31,7 @@ func TestReadRules(t *testing.T) {
 	}
 	guido.SetEmail("Guido@Example.test")
 	guido.SetVerified(true)
-	if err := w.App.Save(guido); err != nil {
+	if err := w.Save(guido); err != nil {
 		t.Fatal(err)
 	}
 	if w.tokens["guido"], err = guido.NewAuthToken(); err != nil {
@@ -41,14 +41,14 @@ func TestReadRules(t *testing.T) {
 	w.invited(t, "olga", team, "unverified@example.test", Member)
 	w.linked(t, "olga", team, Admin)
 	stranger := core.NewAuthCollection("robots")
-	if err := w.App.Save(stranger); err != nil {
+	if err := w.Save(stranger); err != nil {
 		t.Fatal(err)
 	}
 	robot := core.NewRecord(stranger)
 	robot.SetEmail("guido@example.test")
 	robot.SetPassword(apptest.Password)
 	robot.SetVerified(true)
-	if err := w.App.Save(robot); err != nil {
+	if err := w.Save(robot); err != nil {
 		t.Fatal(err)
 	}
 	if w.tokens["robot"], err = robot.NewAuthToken(); err != nil {
@@ -111,7 +111,7 @@ func posts(t *testing.T, w *world, rule string) *core.Collection {
 		c.AddIndex("idx_posts_team_title", false, "team, title, id", "")
 	}
 	c.ListRule, c.ViewRule = new(rule), new(rule)
-	if err := w.App.Save(c); err != nil {
+	if err := w.Save(c); err != nil {
 		t.Fatal(err)
 	}
 	return c
@@ -133,7 +133,7 @@ func TestRulesOfApps(t *testing.T) {
 			for _, id := range []string{team, other} {
 				r := core.NewRecord(c)
 				r.Load(map[string]any{"team": id, "title": id})
-				if err := w.App.Save(r); err != nil {
+				if err := w.Save(r); err != nil {
 					t.Fatal(err)
 				}
 			}

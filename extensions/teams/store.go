@@ -75,7 +75,7 @@ func owners(app core.App, team string) (int, error) {
 func successor(app core.App, team string) (*core.Record, error) {
 	record := &core.Record{}
 	err := app.RecordQuery(membersCollection).AndWhere(dbx.HashExp{"team": team}).
-		OrderBy("role = 'admin' DESC", "created", "id").Limit(1).One(record)
+		OrderBy("(CASE WHEN role = 'admin' THEN 0 ELSE 1 END)", "created", "id").Limit(1).One(record)
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, nil //nolint:nilnil // nobody is left
 	}
