@@ -180,7 +180,7 @@ func (t *Teams) succeed(tx core.App, team *core.Record) error {
 	if err := tx.SaveWithContext(inside(context.Background()), heir); err != nil {
 		return fmt.Errorf("make successor the owner: %w", err)
 	}
-	account, err := t.account(tx, heir.GetString("user"))
+	account, err := account(tx, heir.GetString("user"))
 	if err != nil {
 		return err
 	}
@@ -200,7 +200,7 @@ func (t *Teams) teamDeleted(e *core.RecordEvent) error {
 }
 
 func (t *Teams) auditMember(e *core.RecordEvent, action string, details map[string]any) error {
-	account, err := t.account(e.App, e.Record.GetString("user"))
+	account, err := account(e.App, e.Record.GetString("user"))
 	if err != nil {
 		return err
 	}

@@ -168,7 +168,7 @@ func (t *Teams) issue(c *operations.Call, team, inv *core.Record) (Invitation, e
 	}
 	email := inv.GetString("email")
 	if email != "" {
-		sender, err := t.account(c.App, c.Auth.Id)
+		sender, err := account(c.App, c.Auth.Id)
 		if err != nil {
 			return Invitation{}, err
 		}
@@ -304,7 +304,7 @@ func (t *Teams) addressed(c *operations.Call, id string) (*core.Record, error) {
 	if err != nil || inv == nil {
 		return nil, err
 	}
-	me, err := t.account(c.App, c.Auth.Id)
+	me, err := account(c.App, c.Auth.Id)
 	if err != nil || me == nil || !me.Verified() || !sentTo(inv, me) {
 		return nil, err
 	}
@@ -322,7 +322,7 @@ func (t *Teams) preview(c *operations.Call, in heldInput) (Preview, error) {
 	if err != nil {
 		return Preview{}, err
 	}
-	inviter, err := t.account(c.App, inv.GetString("invitedBy"))
+	inviter, err := account(c.App, inv.GetString("invitedBy"))
 	if err != nil {
 		return Preview{}, err
 	}
@@ -339,7 +339,7 @@ func (t *Teams) accept(c *operations.Call, in heldInput) (Membership, error) {
 	}
 	c.Detail("invitation", inv.Id)
 	c.Detail("team", team.Id)
-	me, err := t.account(c.App, c.Auth.Id)
+	me, err := account(c.App, c.Auth.Id)
 	if err != nil {
 		return Membership{}, err
 	}

@@ -30,7 +30,7 @@ func (t *Teams) meet(c *operations.Call, id string) (team, me, member *core.Reco
 
 // about tells the audit on whom the operation acts.
 func (t *Teams) about(c *operations.Call, team, member *core.Record) error {
-	account, err := t.account(c.App, member.GetString("user"))
+	account, err := account(c.App, member.GetString("user"))
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func (t *Teams) part(c *operations.Call, operation string, team, member *core.Re
 
 // disinvite takes back the invitation that would let a removed member in again.
 func (t *Teams) disinvite(c *operations.Call, team, member *core.Record) error {
-	account, err := t.account(c.App, member.GetString("user"))
+	account, err := account(c.App, member.GetString("user"))
 	if err != nil || account == nil || account.Email() == "" {
 		return err
 	}

@@ -85,7 +85,16 @@ func successor(app core.App, team string) (*core.Record, error) {
 	return record, nil
 }
 
-// account is the account with the id, nil when it is gone.
-func (t *Teams) account(app core.App, id string) (*core.Record, error) {
-	return first(app, t.cfg.Accounts, dbx.HashExp{"id": id})
+// account is the account with the id, nil when it is gone. Its collection is the one that memberships refer to, which an
+// admin may have renamed.
+func account(app core.App, id string) (*core.Record, error) {
+	members, err := app.FindCachedCollectionByNameOrId(membersCollection)
+	if err != nil {
+		return nil, fmt.Errorf("find collection %s: %w", membersCollection, err)
+	}
+	user, ok := members.Fields.GetByName("user").(*core.RelationField)
+	if !ok {
+		return nil, fmt.Errorf("the collection %s has no users", membersCollection)
+	}
+	return first(app, user.CollectionId, dbx.HashExp{"id": id})
 }

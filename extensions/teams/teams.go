@@ -39,7 +39,7 @@ import (
 // Config is read from SATCHEL_TEAMS_*.
 type Config struct {
 	Enabled      bool          `env:"ENABLED" default:"true" help:"whether there are teams; off before the first start, their collections are not made"`
-	Accounts     string        `env:"ACCOUNTS" default:"users" help:"auth collection whose accounts form teams; read when the collections are made, for good"`
+	Accounts     string        `env:"ACCOUNTS" default:"users" help:"auth collection whose accounts form teams; for good, but for its name"`
 	Roles        []string      `env:"ROLES" default:"" help:"roles besides owner, admin and member, such as viewer,billing; they are members with a name for your rules"`
 	MaxMembers   int           `env:"MAX_MEMBERS" default:"500" help:"most members of a team"`
 	MaxTeams     int           `env:"MAX_TEAMS" default:"100" help:"most teams that an account may belong to"`
