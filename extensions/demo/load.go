@@ -85,7 +85,7 @@ func teamCollections(app core.App) (teams, members *core.Collection, err error) 
 		members, err = app.FindCollectionByNameOrId(Members)
 	}
 	switch {
-	case errors.Is(err, sql.ErrNoRows), err == nil && !(teams.System && members.System):
+	case errors.Is(err, sql.ErrNoRows), err == nil && (!teams.System || !members.System):
 		return nil, nil, nil
 	case err != nil:
 		return nil, nil, fmt.Errorf("find collections of teams: %w", err)

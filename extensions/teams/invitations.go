@@ -195,6 +195,9 @@ func (t *Teams) issue(c *operations.Call, team, inv *core.Record) (Invitation, e
 	link := t.link(c.App, token)
 	if email == "" {
 		out.Token, out.Link = token, link
+		if c.Event != nil { // nobody keeps the answer, a repeat of the request does not show it again
+			c.Event.Response.Header().Set("Cache-Control", "no-store")
+		}
 		return out, nil
 	}
 	m := Mail{

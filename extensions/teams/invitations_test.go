@@ -114,7 +114,11 @@ func TestInvitationByLink(t *testing.T) {
 	w := open(t, nil)
 	w.people(t, "olga", "mia", "max")
 	team := w.found(t, "olga", nil)
-	answer := w.must(t, "olga", "invite", map[string]any{"team": team})
+	got := w.call(t, "olga", "invite", map[string]any{"team": team})
+	if got.Header.Get("Cache-Control") != "no-store" {
+		t.Errorf("the answer may be kept: %v", got.Header)
+	}
+	answer, _ := got.JSON(t)["data"].(map[string]any)
 	token, _ := answer["token"].(string)
 	if answer["link"] != "https://api.example.test/invitation#token="+token || answer["email"] != "" || w.mailed() != 0 {
 		t.Errorf("answer: %v", answer)

@@ -1,7 +1,9 @@
 package teams
 
 import (
+	"log/slog"
 	"net/url"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -10,7 +12,9 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/search"
 
+	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
+	"github.com/satchelbase/satchel/extensions/rules"
 )
 
 // Who reads what through PocketBase's own API.
@@ -204,7 +208,7 @@ func TestPlans(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	rules := readRules(accounts)
+	own := readRules(accounts)
 	collection := func(name string) *core.Collection {
 		found, err := w.FindCollectionByNameOrId(name)
 		if err != nil {
@@ -217,13 +221,13 @@ func TestPlans(t *testing.T) {
 		c                  *core.Collection
 		rule, filter, sort string
 	}{
-		{"my teams", collection(teamsCollection), rules.teams, "", "name"},
-		{"one team", collection(teamsCollection), rules.teams, "id = 'x'", "name"},
-		{"members of a team", collection(membersCollection), rules.members, "team = 'x'", "created"},
-		{"one member", collection(membersCollection), rules.members, "id = 'x'", "created"},
-		{"my memberships", collection(membersCollection), rules.members, "user = 'x'", "created"},
-		{"invitations of a team", collection(invitationsCollection), rules.invitations, "team = 'x' && state = 'pending'", "created"},
-		{"my invitations", collection(invitationsCollection), rules.invitations, "email = 'x@example.test'", "created"},
+		{"my teams", collection(teamsCollection), own.teams, "", "name"},
+		{"one team", collection(teamsCollection), own.teams, "id = 'x'", "name"},
+		{"members of a team", collection(membersCollection), own.members, "team = 'x'", "created"},
+		{"one member", collection(membersCollection), own.members, "id = 'x'", "created"},
+		{"my memberships", collection(membersCollection), own.members, "user = 'x'", "created"},
+		{"invitations of a team", collection(invitationsCollection), own.invitations, "team = 'x' && state = 'pending'", "created"},
+		{"my invitations", collection(invitationsCollection), own.invitations, "email = 'x@example.test'", "created"},
 		{"posts of a team", c, memberRule, "team = 'x'", "title"},
 		{"one post", c, memberRule, "id = 'x'", "title"},
 		{"posts of a team for its leaders", c, leaderRule, "team = 'x'", "title"},
@@ -239,5 +243,27 @@ func TestPlans(t *testing.T) {
 	// The test sees a walk when there is one.
 	if steps := w.plan(t, c, "olga", memberRule, "", "title"); !strings.HasPrefix(steps[0], "SCAN posts") {
 		t.Errorf("a list across all teams: %v", steps)
+	}
+}
+
+// The example in the documentation is a test of the rules for reading, through the stock API on a new database.
+func TestRuleTable(t *testing.T) {
+	open := func(dir string) (core.App, error) {
+		app := core.NewBaseApp(core.BaseAppConfig{DataDir: dir})
+		h := &extensions.Host{App: app, Logger: slog.New(slog.DiscardHandler)}
+		return app, extensions.Install(h, []extensions.Extension{New(config(), Deps{}).Extension()})
+	}
+	table := filepath.Join("..", "..", "docs", "examples", "teams.rules")
+	report, err := rules.Test(t.Context(), filepath.Join(t.TempDir(), "none"), table, open)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report.Passed != 26 {
+		t.Errorf("%d checks hold, want 26", report.Passed)
+	}
+	for _, c := range report.Checks {
+		if !c.OK {
+			t.Errorf("%s:%d: %s: %s", table, c.Line, c.Check, c.Reason)
+		}
 	}
 }
