@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,6 +31,9 @@ type world struct {
 
 	ids, tokens map[string]string
 
+	base  time.Time
+	later atomic.Int64 // nanoseconds that the clock of the teams is ahead of base, where it stands still
+
 	mailbox sync.Mutex
 	mails   []*mailer.Message
 	arrived chan struct{}
@@ -49,6 +53,8 @@ func open(t testing.TB, change func(cfg *Config, deps *Deps)) *world {
 		change(&cfg, &deps)
 	}
 	w := &world{Teams: New(cfg, deps), ops: operations.New(), ids: map[string]string{}, tokens: map[string]string{"guest": ""}, arrived: make(chan struct{}, 1000)}
+	w.base = time.Now()
+	w.now = func() time.Time { return w.base.Add(time.Duration(w.later.Load())) }
 	w.ops.Add(w.Operations())
 	pass := func(*core.RequestEvent) error { return nil }
 	w.App = apptest.New(t, api.New(settings.Defaults[api.Config]()), audit.New(), w.Extension(), w.ops.Extension(operations.Deps{
@@ -65,6 +71,9 @@ func open(t testing.TB, change func(cfg *Config, deps *Deps)) *world {
 	})
 	return w
 }
+
+// wait lets time pass.
+func (w *world) wait(d time.Duration) { w.later.Add(int64(d)) }
 
 // people signs them in; their addresses are verified.
 func (w *world) people(t testing.TB, names ...string) {
