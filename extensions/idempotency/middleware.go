@@ -91,10 +91,19 @@ func (k *keeper) keyed(e *core.RequestEvent, policy Policy, values []string) err
 	r := &request{
 		keeper: k, event: e, id: who.lookup(key), caller: who, fingerprint: sum, route: e.Request.Method + " " + routeOf(e.Request),
 	}
-	if !k.flights.take(r.id) {
-		return k.inFlight(retryInFlight)
+	reply, err := r.alone(policy)
+	if err != nil {
+		return err
 	}
-	defer k.flights.land(r.id)
+	return reply()
+}
+
+// alone answers while no other request has the key, but for sending the answer: a client that has it may repeat at once.
+func (r *request) alone(policy Policy) (reply func() error, err error) {
+	if !r.flights.take(r.id) {
+		return nil, r.inFlight(retryInFlight)
+	}
+	defer r.flights.land(r.id)
 	return r.answer(policy)
 }
 
@@ -104,19 +113,19 @@ func (k *keeper) inFlight(after time.Duration) error {
 }
 
 // answer repeats what is kept, or has the request answered for the first time.
-func (r *request) answer(policy Policy) error {
+func (r *request) answer(policy Policy) (reply func() error, err error) {
 	db := r.event.App.ConcurrentDB()
 	kept, err := find(db, r.id, r.now())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if kept == nil {
 		crowded, err := full(db, r.caller.counted, r.cfg.MaxKeys, r.now())
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if crowded {
-			return &api.Problem{
+			return nil, &api.Problem{
 				Code: ErrTooManyKeys, Detail: fmt.Sprintf("a caller may have %d keys within %s", r.cfg.MaxKeys, r.cfg.Retention), RetryAfter: time.Hour,
 			}
 		}
@@ -127,23 +136,23 @@ func (r *request) answer(policy Policy) error {
 	}
 	if !kept.sameRequest(r.fingerprint) {
 		r.conflicts.Add(1)
-		return api.Fail(ErrKeyReused, "a new request needs a new key; a repeat must be the same request")
+		return nil, api.Fail(ErrKeyReused, "a new request needs a new key; a repeat must be the same request")
 	}
 	if kept.Status != 0 {
-		return r.replay(kept)
+		return func() error { return r.replay(kept) }, nil
 	}
 	if !policy.Phased {
-		return fmt.Errorf("resume %s: the route has no phases any more", r.route)
+		return nil, fmt.Errorf("resume %s: the route has no phases any more", r.route)
 	}
 	return r.phased(kept)
 }
 
 // once has the request handled in one transaction with the row that keeps its answer, and answers after the commit.
-func (r *request) once() error {
+func (r *request) once() (reply func() error, err error) {
 	e := r.event
 	out := e.Response
 	buffer := pb.NewBuffer(out.Header(), maxAnswer)
-	err := r.transaction(func(tx core.App) error {
+	err = r.transaction(func(tx core.App) error {
 		e.Response = buffer
 		defer func() { e.Response = out }()
 		if err := e.Next(); err != nil {
@@ -160,13 +169,13 @@ func (r *request) once() error {
 	})
 	switch {
 	case errors.Is(err, errTaken):
-		return r.inFlight(retryInFlight)
+		return nil, r.inFlight(retryInFlight)
 	case err != nil && !errors.Is(err, errRefused):
-		return err
+		return nil, err
 	case err == nil:
 		r.live.Add(1)
 	}
-	return send(e, buffer)
+	return func() error { return send(e, buffer) }, nil
 }
 
 // transaction runs fn in a transaction of which e.App is a part, too. It returns nil if and only if that was committed

@@ -243,11 +243,11 @@ func (s *Steps) conclude(tx core.App, private bool) error {
 func (s *Steps) write(fn func(tx core.App) error) error { return s.r.event.App.RunInTransaction(fn) }
 
 // phased runs the handler of a phased route, from the start or on from the recovery point of kept.
-func (r *request) phased(kept *row) error {
+func (r *request) phased(kept *row) (reply func() error, err error) {
 	e := r.event
 	s := &Steps{r: r, row: kept, points: map[string]json.RawMessage{}, out: e.Response}
 	if err := s.begin(); err != nil {
-		return err
+		return nil, err
 	}
 	s.buffer = pb.NewBuffer(s.out.Header(), maxAnswer)
 	e.Response = s.buffer
@@ -260,17 +260,16 @@ func (r *request) phased(kept *row) error {
 			s.leave()
 		}
 	}()
-	err := e.Next()
-	err = s.end(err)
+	err = s.end(e.Next())
 	ended = true
 	e.Response = s.out
 	if errors.Is(err, errLost) {
-		return r.inFlight(retryInFlight)
+		return nil, r.inFlight(retryInFlight)
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return send(e, s.buffer)
+	return func() error { return send(e, s.buffer) }, nil
 }
 
 // begin makes a new row, or takes over one that nobody has.
