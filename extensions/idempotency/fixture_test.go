@@ -3,6 +3,8 @@ package idempotency
 import (
 	"bytes"
 	"fmt"
+	"io"
+	"log/slog"
 	"mime/multipart"
 	"net/http"
 	"strings"
@@ -199,3 +201,5 @@ func batchOf(titles ...string) map[string]any {
 }
 
 func long(n int) string { return strings.Repeat("long ", n/5) }
+
+func newLogger(w io.Writer) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }

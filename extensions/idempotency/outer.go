@@ -100,27 +100,32 @@ const (
 	features   = "github.com/satchelbase/satchel/extensions/"
 )
 
-// culprit names the hook that waits: the first function from within that belongs to nobody else. For JavaScript, which
-// has no frames of its own, it is the function of PocketBase that called it.
+// culprit names the hook that waits: the first function from within that belongs to nobody else. JavaScript has no frames
+// of its own; there it is the event, which PocketBase's functions tell.
 func culprit(target string) string {
-	pcs := make([]uintptr, 256)
+	pcs := make([]uintptr, 512)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs)])
 	feature, script := "", false
 	for {
 		frame, more := frames.Next()
 		name := frame.Function
+		event := ""
+		if script {
+			event = pb.EventOf(name)
+		}
 		switch {
 		case strings.HasSuffix(name, "idempotency.(*request).transaction.func1"):
 			more = false // what is outside of the transaction is no hook in it
 		case strings.HasPrefix(name, "github.com/dop251/goja."):
 			script = true
-		case script && strings.HasPrefix(name, pocketbase+"pocketbase/") && !strings.Contains(name, "/tools/hook.") && !strings.Contains(name, "/plugins/jsvm."):
-			return "a JavaScript hook of " + strings.TrimPrefix(name, pocketbase+"pocketbase/") + ", " + target
-		case strings.HasPrefix(name, features) && !strings.HasPrefix(name, features+"store."):
-			if feature == "" && !script {
+		case event != "":
+			return "JavaScript, " + event + " of " + target
+		case script:
+		case strings.HasPrefix(name, features) && !strings.HasPrefix(name[len(features):], "store"):
+			if feature == "" {
 				feature = place(frame)
 			}
-		case !script && !foreign(name):
+		case !foreign(name):
 			return place(frame)
 		}
 		if !more {
@@ -129,7 +134,7 @@ func culprit(target string) string {
 	}
 	switch {
 	case script:
-		return "a JavaScript route or middleware, " + target
+		return "JavaScript, a route or middleware of " + target
 	case feature != "":
 		return feature
 	}

@@ -79,6 +79,27 @@ func BatchOf(stack string) (waiting string, ok bool) {
 	return waiting, waiting != ""
 }
 
+// EventOf names the event whose hooks are called by the function, as it stands in a stack; empty if none are.
+func EventOf(function string) string {
+	name, ok := strings.CutPrefix(function, "github.com/pocketbase/pocketbase/")
+	if !ok {
+		return ""
+	}
+	for _, known := range [...][2]string{
+		{"core.(*BaseApp).ValidateWithContext", "onRecordValidate"},
+		{"core.(*BaseApp).create.func1", "onRecordCreateExecute"}, {"core.(*BaseApp).create", "onRecordCreate"},
+		{"core.(*BaseApp).update.func1", "onRecordUpdateExecute"}, {"core.(*BaseApp).update", "onRecordUpdate"},
+		{"core.(*BaseApp).delete.func1", "onRecordDeleteExecute"}, {"core.(*BaseApp).delete", "onRecordDelete"},
+		{"apis.triggerRecordEnrichHooks", "onRecordEnrich"}, {"apis.batchTransaction", "onBatchRequest"},
+		{"apis.recordCreate", "onRecordCreateRequest"}, {"apis.recordUpdate", "onRecordUpdateRequest"}, {"apis.recordDelete", "onRecordDeleteRequest"},
+	} {
+		if strings.HasPrefix(name, known[0]) {
+			return known[1]
+		}
+	}
+	return ""
+}
+
 // ErrAnswerTooLarge is the error of an answer that does not fit into a [Buffer].
 var ErrAnswerTooLarge = errors.New("the answer is too large to be held back")
 
