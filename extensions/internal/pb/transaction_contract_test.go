@@ -72,7 +72,7 @@ func wrapWrites(app core.App, enclose func(tx core.App) core.App) *string {
 	return answered
 }
 
-func post(t *testing.T, h http.Handler, path, body string) *httptest.ResponseRecorder {
+func postJSON(t *testing.T, h http.Handler, path, body string) *httptest.ResponseRecorder {
 	t.Helper()
 	w := httptest.NewRecorder()
 	r := httptest.NewRequest(http.MethodPost, path, strings.NewReader(body))
@@ -102,7 +102,7 @@ func TestEncloseAnswersInside(t *testing.T) {
 	h := serve(t, app)
 	for path, body := range map[string]string{notesPath: `{"title":"a"}`, "/api/batch": batchBody} {
 		*answered = ""
-		if w := post(t, h, path, body); w.Code != http.StatusOK || *answered == "" || w.Body.String() != *answered {
+		if w := postJSON(t, h, path, body); w.Code != http.StatusOK || *answered == "" || w.Body.String() != *answered {
 			t.Errorf("%s: %d %s, inside %s", path, w.Code, w.Body, *answered)
 		}
 	}
@@ -113,7 +113,7 @@ func TestEncloseAnswersInside(t *testing.T) {
 	app = openNotes(t)
 	answered = wrapWrites(app, func(tx core.App) core.App { return tx })
 	h = serve(t, app)
-	if post(t, h, notesPath, `{"title":"a"}`); *answered != "" {
+	if postJSON(t, h, notesPath, `{"title":"a"}`); *answered != "" {
 		t.Error("PocketBase answers before the commit by itself: Enclose is not needed any more")
 	}
 }
@@ -200,11 +200,11 @@ func TestBatchOf(t *testing.T) {
 		return e.Next()
 	})
 	h := serve(t, app)
-	post(t, h, notesPath, `{"title":"a"}`)
+	postJSON(t, h, notesPath, `{"title":"a"}`)
 	if _, batch := pb.BatchOf(hook); batch || id(hook) != request {
 		t.Errorf("a record: goroutine %s of %s, batch %v", id(hook), request, batch)
 	}
-	post(t, h, "/api/batch", batchBody)
+	postJSON(t, h, "/api/batch", batchBody)
 	if waiting, batch := pb.BatchOf(hook); !batch || waiting != request || id(hook) == request {
 		t.Errorf("a batch: goroutine %s of %s, batch %v, waiting %s", id(hook), request, batch, waiting)
 	}
@@ -244,7 +244,7 @@ func TestEventOf(t *testing.T) {
 	app.OnRecordEnrich("notes").BindFunc(func(e *core.RecordEnrichEvent) error { note("onRecordEnrich"); return e.Next() })
 	app.OnBatchRequest().BindFunc(func(e *core.BatchRequestEvent) error { note("onBatchRequest"); return e.Next() })
 	h := serve(t, app)
-	post(t, h, "/api/batch", `{"requests":[
+	postJSON(t, h, "/api/batch", `{"requests":[
 		{"method":"POST","url":"/api/collections/notes/records","body":{"id":"aaaaaaaaaaaaaaa","title":"b"}},
 		{"method":"PATCH","url":"/api/collections/notes/records/aaaaaaaaaaaaaaa","body":{"title":"c"}},
 		{"method":"DELETE","url":"/api/collections/notes/records/aaaaaaaaaaaaaaa"}]}`)
