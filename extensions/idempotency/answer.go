@@ -22,8 +22,9 @@ const noBody = "-"
 // maxReference bounds what is kept instead of an answer: PocketBase's batches have up to 50 requests by default.
 const maxReference = 64 << 10
 
-// finished is the row of an answer. A long one is not kept but what it was about; neither is one that forbids it, unless
-// it is an error, which holds no secret: errors forbid it for the sake of caches.
+// finished is the row of an answer. A long one is not kept but what it was about; neither is one of a feature or hook
+// that forbids it, for it holds a secret. Errors and answers of the generated API forbid it too, for the sake of caches,
+// and hold none.
 func (r *request) finished(buffer *pb.Buffer, private bool) *row {
 	header := map[string]string{}
 	for _, name := range keptHeaders() {
@@ -37,7 +38,7 @@ func (r *request) finished(buffer *pb.Buffer, private bool) *row {
 		Status: max(buffer.Status(), http.StatusOK), Route: r.route, Head: string(head),
 		Request: api.RequestOf(r.event.Request.Context()).ID, Body: buffer.Body(),
 	}
-	secret := private && strings.Contains(buffer.Header().Get("Cache-Control"), "no-store")
+	secret := private && !isGenerated(routeOf(r.event.Request)) && strings.Contains(buffer.Header().Get("Cache-Control"), "no-store")
 	if secret || len(out.Body) > maxStored {
 		out.Reference = noBody
 		if !secret {
@@ -88,6 +89,11 @@ type record struct {
 	Status     int    `json:"status,omitempty"` // in a batch
 }
 
+// isGenerated reports routes that answer with records.
+func isGenerated(route string) bool {
+	return route == "/api/batch" || strings.HasPrefix(route, "/api/collections/{collection}/records")
+}
+
 func referenceOf(r *http.Request, body []byte) string {
 	var ref reference
 	switch route := routeOf(r); {
@@ -104,7 +110,7 @@ func referenceOf(r *http.Request, body []byte) string {
 			result.Body.Status = result.Status
 			ref.Records = append(ref.Records, result.Body)
 		}
-	case strings.HasPrefix(route, "/api/collections/{collection}/records"):
+	case isGenerated(route):
 		var one record
 		if json.Unmarshal(body, &one) != nil {
 			return noBody

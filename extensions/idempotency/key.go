@@ -107,8 +107,8 @@ func takesNoPart(route string) bool {
 	case "/", "/api/auth/sync", "/api/files/token", "/api/oauth2-redirect":
 		return true
 	}
-	if action, ok := strings.CutPrefix(route, "/api/collections/{collection}/"); ok {
-		return action != "truncate" && !strings.HasPrefix(action, "records")
+	if strings.HasPrefix(route, "/api/collections") {
+		return !strings.HasPrefix(route, "/api/collections/{collection}/records")
 	}
 	for _, prefix := range []string{
 		"/api/v1/auth/", "/api/v1/live", "/api/v1/uploads", "/api/realtime", "/api/backups", "/api/sql", "/api/crons", "/api/logs", "/api/settings/",
