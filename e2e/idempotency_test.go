@@ -184,4 +184,3 @@ func (w *writer) write(ctx context.Context, title string) (response, error) {
 		pause()
 	}
 }
-

@@ -153,13 +153,13 @@ func (r *request) rebuild(kept *row) error {
 		bodies[i] = body
 	}
 	if !ref.Batch {
-		return e.JSON(kept.Status, bodies[0])
+		return e.JSON(kept.Status, bodies[0]) //nolint:forbidigo // as PocketBase wrote the first answer, with the query's fields
 	}
 	results := make([]apis.BatchRequestResult, len(bodies))
 	for i, body := range bodies {
 		results[i] = apis.BatchRequestResult{Status: ref.Records[i].Status, Body: body}
 	}
-	return e.JSON(kept.Status, results)
+	return e.JSON(kept.Status, results) //nolint:forbidigo // see above
 }
 
 // present is a record as the caller may see it now. Of one that is gone, or is the caller's no more, the id is left.

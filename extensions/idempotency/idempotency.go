@@ -53,8 +53,10 @@ var (
 )
 
 const (
-	// Header is the request's, Replayed the answer's.
-	Header   = "Idempotency-Key"
+	// Header carries the key.
+	Header = "Idempotency-Key"
+
+	// Replayed is "true" in an answer that is repeated.
 	Replayed = "Idempotency-Replayed"
 
 	// priority is after tokens (-1021), limits (-999) and the body limit (-990), and outside the app-version gate (-960): an

@@ -550,9 +550,11 @@ func TestTooManyKeys(t *testing.T) {
 // API keys are callers of their own.
 func TestAPIKeys(t *testing.T) {
 	f := start(t, setup{
-		deps:   Deps{Key: func(e *core.RequestEvent) string { return e.Request.Header.Get("X-Test-Key") }},
+		deps: Deps{Key: func(e *core.RequestEvent) string { return e.Request.Header.Get("X-Test-Key") }},
 		routes: func(g *router.RouterGroup[*core.RequestEvent]) {
-			g.POST("/who", func(e *core.RequestEvent) error { return api.Write(e, http.StatusOK, e.Request.Header.Get("X-Test-Key")) })
+			g.POST("/who", func(e *core.RequestEvent) error {
+				return api.Write(e, http.StatusOK, e.Request.Header.Get("X-Test-Key"))
+			})
 		},
 	})
 	key := newKey()
@@ -647,4 +649,3 @@ func BenchmarkNoKey(b *testing.B) {
 		}
 	}
 }
-

@@ -73,7 +73,9 @@ func (k *keeper) caller(e *core.RequestEvent) caller {
 	return caller{scope: "guest", counted: countedAs("guest\x00" + api.Network(e.RealIP())), guest: true}
 }
 
-func userScope(record *core.Record) string { return "user\x00" + record.Collection().Id + "\x00" + record.Id }
+func userScope(record *core.Record) string {
+	return "user\x00" + record.Collection().Id + "\x00" + record.Id
+}
 
 // countedAs names a caller in the table, where nobody reads who it is.
 func countedAs(scope string) []byte {
@@ -82,7 +84,9 @@ func countedAs(scope string) []byte {
 }
 
 // lookup is the id of the row: of this key from this caller.
-func (c caller) lookup(key string) [sha256.Size]byte { return sha256.Sum256([]byte(c.scope + "\x00" + key)) }
+func (c caller) lookup(key string) [sha256.Size]byte {
+	return sha256.Sum256([]byte(c.scope + "\x00" + key))
+}
 
 // writes reports the methods that keys are for.
 func writes(method string) bool {

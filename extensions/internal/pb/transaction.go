@@ -87,11 +87,17 @@ func EventOf(function string) string {
 	}
 	for _, known := range [...][2]string{
 		{"core.(*BaseApp).ValidateWithContext", "onRecordValidate"},
-		{"core.(*BaseApp).create.func1", "onRecordCreateExecute"}, {"core.(*BaseApp).create", "onRecordCreate"},
-		{"core.(*BaseApp).update.func1", "onRecordUpdateExecute"}, {"core.(*BaseApp).update", "onRecordUpdate"},
-		{"core.(*BaseApp).delete.func1", "onRecordDeleteExecute"}, {"core.(*BaseApp).delete", "onRecordDelete"},
-		{"apis.triggerRecordEnrichHooks", "onRecordEnrich"}, {"apis.batchTransaction", "onBatchRequest"},
-		{"apis.recordCreate", "onRecordCreateRequest"}, {"apis.recordUpdate", "onRecordUpdateRequest"}, {"apis.recordDelete", "onRecordDeleteRequest"},
+		{"core.(*BaseApp).create.func1", "onRecordCreateExecute"},
+		{"core.(*BaseApp).create", "onRecordCreate"},
+		{"core.(*BaseApp).update.func1", "onRecordUpdateExecute"},
+		{"core.(*BaseApp).update", "onRecordUpdate"},
+		{"core.(*BaseApp).delete.func1", "onRecordDeleteExecute"},
+		{"core.(*BaseApp).delete", "onRecordDelete"},
+		{"apis.triggerRecordEnrichHooks", "onRecordEnrich"},
+		{"apis.batchTransaction", "onBatchRequest"},
+		{"apis.recordCreate", "onRecordCreateRequest"},
+		{"apis.recordUpdate", "onRecordUpdateRequest"},
+		{"apis.recordDelete", "onRecordDeleteRequest"},
 	} {
 		if strings.HasPrefix(name, known[0]) {
 			return known[1]
