@@ -137,7 +137,8 @@ type keeper struct {
 	owner  string // of leases: this process
 
 	flights flights
-	holders holders
+	waits   waits
+	quotas  quotas
 
 	replays, conflicts, live atomic.Int64
 
@@ -161,7 +162,7 @@ func (k *keeper) extension() extensions.Extension {
 			k.logger = h.Logger
 			forgetUsers(h.App)
 			if k.deps.SuspectWaits != nil {
-				k.deps.SuspectWaits(k.holders.suspect)
+				k.deps.SuspectWaits(k.waits.suspect)
 			}
 			return nil
 		},

@@ -77,10 +77,13 @@ func userScope(record *core.Record) string {
 	return "user\x00" + record.Collection().Id + "\x00" + record.Id
 }
 
+// callerBytes is the length of a caller's name in the table.
+const callerBytes = 16
+
 // countedAs names a caller in the table, where nobody reads who it is.
 func countedAs(scope string) []byte {
 	sum := sha256.Sum256([]byte("caller\x00" + scope))
-	return sum[:16]
+	return sum[:callerBytes]
 }
 
 // lookup is the id of the row: of this key from this caller.

@@ -68,6 +68,7 @@ type request struct {
 	caller      caller
 	fingerprint []byte
 	route       string
+	batch       bool
 }
 
 func (k *keeper) keyed(e *core.RequestEvent, policy Policy, values []string) error {
@@ -88,8 +89,9 @@ func (k *keeper) keyed(e *core.RequestEvent, policy Policy, values []string) err
 	if err != nil {
 		return err
 	}
+	route := routeOf(e.Request)
 	r := &request{
-		keeper: k, event: e, id: who.lookup(key), caller: who, fingerprint: sum, route: e.Request.Method + " " + routeOf(e.Request),
+		keeper: k, event: e, id: who.lookup(key), caller: who, fingerprint: sum, route: e.Request.Method + " " + route, batch: route == "/api/batch",
 	}
 	reply, err := r.alone(policy)
 	if err != nil {
@@ -120,11 +122,11 @@ func (r *request) answer(policy Policy) (reply func() error, err error) {
 		return nil, err
 	}
 	if kept == nil {
-		crowded, err := full(db, r.caller.counted, r.cfg.MaxKeys, r.now())
+		may, err := r.mayAdd(db, r.caller.counted)
 		if err != nil {
 			return nil, err
 		}
-		if crowded {
+		if !may {
 			return nil, &api.Problem{
 				Code: ErrTooManyKeys, Detail: fmt.Sprintf("a caller may have %d keys within %s", r.cfg.MaxKeys, r.cfg.Retention), RetryAfter: time.Hour,
 			}
@@ -183,33 +185,31 @@ func (r *request) once() (reply func() error, err error) {
 func (r *request) transaction(fn func(tx core.App) error) error {
 	e := r.event
 	app := e.App
-	committed := false
-	h := &holding{request: api.RequestOf(e.Request.Context()).ID, target: e.Request.Method + " " + e.Request.URL.Path}
-	err := app.RunInTransaction(func(tx core.App) error {
+	committed, hook := false, ""
+	err := app.RunInTransaction(func(tx core.App) (err error) {
 		pb.AfterCommit(tx, func() { committed = true })
-		// Until the COMMIT, and not longer: hooks that run after it may wait for the next writer.
-		defer r.holders.enter(h)()
+		leave := r.waits.enter(r.batch)
 		inner, failed := pb.Enclose(tx)
 		e.App = inner
-		defer func() { e.App = app }()
-		err := fn(inner)
-		switch {
-		case h.hook() != "":
-			return ErrHookOuterApp
-		case err == nil && failed():
+		defer func() {
+			e.App = app
+			if hook = leave(); hook != "" {
+				err = ErrHookOuterApp
+			}
+		}()
+		if err = fn(inner); err == nil && failed() {
 			return errNested
 		}
 		return err
 	})
-	if hook := h.hook(); hook != "" && !committed {
-		r.logger.Error("a hook writes through another app than its event's, inside the transaction of its own request",
-			slog.String("hook", hook), slog.String("route", h.target), slog.String("requestId", h.request),
-			slog.String("fix", "use e.app (in Go e.App) of the hook's event for reads and writes"))
+	about := []any{slog.String("route", r.route), slog.String("requestId", api.RequestOf(e.Request.Context()).ID)}
+	if hook != "" {
+		r.logger.Error("a hook writes through another app than its event's, inside the transaction of its own request", append(about,
+			slog.String("hook", hook), slog.String("path", e.Request.URL.Path), slog.String("fix", "use e.app (in Go e.App) of the hook's event for reads and writes"))...)
 		return api.Fail(ErrHookOuterApp, "").Because(err)
 	}
 	if committed && err != nil {
-		r.logger.Warn("a hook failed after the commit of a request", slog.String("route", h.target),
-			slog.String("requestId", h.request), slog.Any("error", err))
+		r.logger.Warn("a hook failed after the commit of a request", append(about, slog.Any("error", err))...)
 		return nil
 	}
 	return err

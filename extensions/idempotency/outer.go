@@ -10,75 +10,83 @@ import (
 	"github.com/satchelbase/satchel/extensions/internal/pb"
 )
 
-// holders knows the goroutines that have the transaction of a request open. Handlers and hooks run on the goroutine of
-// their request, JavaScript too; the requests of a batch on one that it waits for. So a writer that waits on one of these
-// waits for itself: only its own return can end the transaction.
-type holders struct {
+// waits finds writers that wait for the transaction of their own request. Handlers and hooks run on the goroutine of the
+// request, JavaScript too, so a writer below the function that has the transaction open waits for its own return. The
+// requests of a batch run on a goroutine that the request's waits for; only for those is anything noted beforehand.
+type waits struct {
+	// count is how many entries byID has.
 	count atomic.Int32
 	mu    sync.Mutex
-	byID  map[string]*holding
+
+	// byID has, by goroutine, the hook that waited for itself; empty for a batch in which none has.
+	byID map[string]string
 }
 
-// holding is one open transaction.
-type holding struct {
-	request, target string
-	name            atomic.Pointer[string] // of the hook that waited for itself
-}
-
-func (h *holding) hook() string {
-	if name := h.name.Load(); name != nil {
-		return *name
+// enter is called by the goroutine that has opened a transaction. The function that it returns must be called before the
+// end of it; it names the hook that waited for itself, empty if none did.
+func (w *waits) enter(batch bool) (leave func() (hook string)) {
+	if batch {
+		w.put(ownID(), "")
 	}
-	return ""
+	return w.leave
 }
 
-// enter notes that this goroutine opens a transaction; the function that it returns must be called before the end of it.
-func (h *holders) enter(held *holding) (leave func()) {
-	var head [64]byte
-	id := goroutine(string(head[:runtime.Stack(head[:], false)]))
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.byID == nil {
-		h.byID = map[string]*holding{}
+func (w *waits) leave() string {
+	if w.count.Load() == 0 {
+		return ""
 	}
-	h.byID[id] = held
-	h.count.Add(1)
-	return func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		delete(h.byID, id)
-		h.count.Add(-1)
+	id := ownID()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	hook, ok := w.byID[id]
+	if ok {
+		delete(w.byID, id)
+		w.count.Add(-1)
+	}
+	return hook
+}
+
+func (w *waits) put(id, hook string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.byID == nil {
+		w.byID = map[string]string{}
+	}
+	before, ok := w.byID[id]
+	if !ok {
+		w.count.Add(1)
+	}
+	if before == "" {
+		w.byID[id] = hook
 	}
 }
 
-// suspect is asked by a writer that has waited for a while.
-func (h *holders) suspect() error {
-	if h.count.Load() == 0 {
+// suspect is asked by a writer that has waited for a while, on its goroutine.
+func (w *waits) suspect() error {
+	hook, inside := culprit()
+	if inside {
+		w.put(ownID(), hook)
+		return ErrHookOuterApp
+	}
+	if w.count.Load() == 0 {
 		return nil
 	}
-	stack := ownStack()
-	held := h.find(goroutine(stack))
-	if held == nil {
-		if waiting, ok := pb.BatchOf(stack); ok {
-			held = h.find(waiting)
-		}
-	}
-	if held == nil {
+	id, ok := pb.BatchOf(ownStack())
+	if !ok {
 		return nil
 	}
-	name := culprit(held.target)
-	held.name.CompareAndSwap(nil, &name)
+	w.mu.Lock()
+	_, ok = w.byID[id]
+	w.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	w.put(id, hook)
 	return ErrHookOuterApp
 }
 
-func (h *holders) find(id string) *holding {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.byID[id]
-}
-
 // maxStack bounds the copy of a stack. Its last line, which names the parent, is needed.
-const maxStack = 4 << 20
+const maxStack = 1 << 20
 
 func ownStack() string {
 	for size := 64 << 10; ; size *= 2 {
@@ -89,9 +97,10 @@ func ownStack() string {
 	}
 }
 
-// goroutine is the id in the first line of a stack, "goroutine 7 [running]:".
-func goroutine(stack string) string {
-	id, _, _ := strings.Cut(strings.TrimPrefix(stack, "goroutine "), " ")
+// ownID is the number in the first line of the stack, "goroutine 7 [running]:".
+func ownID() string {
+	var head [64]byte
+	id, _, _ := strings.Cut(strings.TrimPrefix(string(head[:runtime.Stack(head[:], false)]), "goroutine "), " ")
 	return id
 }
 
@@ -100,45 +109,52 @@ const (
 	features   = "github.com/satchelbase/satchel/extensions/"
 )
 
-// culprit names the hook that waits: the first function from within that belongs to nobody else. JavaScript has no frames
-// of its own; there it is the event, which PocketBase's functions tell.
-func culprit(target string) string {
-	pcs := make([]uintptr, 512)
+// inTransaction is the function of [request.transaction] that runs while the transaction is open. A test fails if the
+// compiler names it otherwise.
+const inTransaction = features + "idempotency.(*request).transaction.func1"
+
+// maxFrames is more than hooks within hooks have.
+const maxFrames = 4096
+
+// culprit names the hook whose writer waits, and reports whether this goroutine is inside of a request's transaction. The
+// hook is the first function from within that belongs to nobody else. JavaScript has no frames of its own; there it is
+// the event, which PocketBase's functions tell.
+func culprit() (hook string, inside bool) {
+	pcs := make([]uintptr, maxFrames)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs)])
 	feature, script := "", false
-	for {
-		frame, more := frames.Next()
+	for more := true; more && !inside; {
+		var frame runtime.Frame
+		frame, more = frames.Next()
 		name := frame.Function
-		event := ""
-		if script {
-			event = pb.EventOf(name)
-		}
 		switch {
-		case strings.HasSuffix(name, "idempotency.(*request).transaction.func1"):
-			more = false // what is outside of the transaction is no hook in it
+		case name == inTransaction:
+			inside = true
+		case hook != "":
 		case strings.HasPrefix(name, "github.com/dop251/goja."):
 			script = true
-		case event != "":
-			return "JavaScript, " + event + " of " + target
 		case script:
+			if event := pb.EventOf(name); event != "" {
+				hook = "JavaScript, " + event
+			}
 		case strings.HasPrefix(name, features) && !strings.HasPrefix(name[len(features):], "store"):
 			if feature == "" {
 				feature = place(frame)
 			}
 		case !foreign(name):
-			return place(frame)
-		}
-		if !more {
-			break
+			hook = place(frame)
 		}
 	}
 	switch {
+	case hook != "":
 	case script:
-		return "JavaScript, a route or middleware of " + target
+		hook = "JavaScript, a route or middleware"
 	case feature != "":
-		return feature
+		hook = feature
+	default:
+		hook = "unknown"
 	}
-	return "a hook of " + target
+	return hook, inside
 }
 
 func place(frame runtime.Frame) string {

@@ -34,7 +34,7 @@ func (f *fixture) refused(t *testing.T, log *bytes.Buffer, path string, body any
 	if took := time.Since(begin); took > 5*time.Second { // a fifth of a second on an idle machine; the database gives up after ten
 		t.Errorf("it took %v", took)
 	}
-	for _, name := range append(names, "e.app", "requestId=", "route=") {
+	for _, name := range append(names, "e.app", "requestId=", "route=", "path=") {
 		if !strings.Contains(log.String(), name) {
 			t.Errorf("the log lacks %s: %s", name, log)
 		}
@@ -154,6 +154,24 @@ func TestOthersWait(t *testing.T) {
 	}
 }
 
+// A hook within hooks within a long chain of middlewares is found, too.
+func TestOuterAppDeepDown(t *testing.T) {
+	f, log := stumbles(t, func(app core.App) {
+		app.OnRecordCreate("notes").BindFunc(func(e *core.RecordEvent) error {
+			title := e.Record.GetString("title")
+			if depth, ok := strings.CutPrefix(title, "inner"); ok && len(depth) < 12 {
+				return errors.Join(saveNote(e.App, title+"+"), e.Next())
+			}
+			if strings.HasPrefix(title, "inner") {
+				return saveNote(app, "outer")
+			}
+			return e.Next()
+		})
+	})
+	f.refused(t, log, notesPath, map[string]any{"title": "inner"}, "TestOuterAppDeepDown")
+	f.refused(t, log, "/api/v1/batch", batchOf("1", "2", "3", "4", "5", "6", "7", "8", "9", "inner"), "TestOuterAppDeepDown")
+}
+
 // In JavaScript $app is the event's app, so it takes some effort to write through another one.
 func TestOuterAppInJavaScript(t *testing.T) {
 	dir := t.TempDir()
@@ -201,12 +219,12 @@ func TestOuterAppInJavaScript(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	f.refused(t, log, notesPath, map[string]any{"title": "inner"}, "JavaScript, onRecordCreate of", notesTarget)
-	f.refused(t, log, notesPath, map[string]any{"title": "caught"}, "JavaScript, onRecordCreateRequest of", notesTarget)
-	f.refused(t, log, "/api/v1/batch", batchOf("first", "inner"), "JavaScript, onRecordCreate of", "/api/batch")
+	f.refused(t, log, notesPath, map[string]any{"title": "inner"}, "JavaScript, onRecordCreate\"", notesTarget)
+	f.refused(t, log, notesPath, map[string]any{"title": "caught"}, "JavaScript, onRecordCreateRequest\"", notesTarget)
+	f.refused(t, log, "/api/v1/batch", batchOf("first", "inner"), "JavaScript, onRecordCreate\"", "/api/batch")
 	log.Reset()
 	status(t, f.send(t, http.MethodPost, "/script?outer", newKey(), nil), ErrHookOuterApp.Status)
-	if want := "JavaScript, a route or middleware of POST /script"; !strings.Contains(log.String(), want) {
+	if want := "JavaScript, a route or middleware"; !strings.Contains(log.String(), want) {
 		t.Errorf("the log lacks %s: %s", want, log)
 	}
 

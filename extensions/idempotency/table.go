@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/pocketbase/dbx"
@@ -76,15 +77,58 @@ func find(db dbx.Builder, id [sha256.Size]byte, now time.Time) (*row, error) {
 	return &r, nil
 }
 
-// full reports whether the caller has as many live keys as it may have.
-func full(db dbx.Builder, caller []byte, most int, now time.Time) (bool, error) {
-	var n int
-	err := db.NewQuery(`SELECT count(*) FROM (SELECT 1 FROM idempotency_keys WHERE caller = {:caller} AND expires_at > {:now} LIMIT {:most})`).
+// quotas remembers how many keys callers have at most, so that most requests need not count them.
+type quotas struct {
+	mu    sync.Mutex
+	known map[[callerBytes]byte]int
+}
+
+// maxQuotas bounds the memory: a hundred kilobytes or two.
+const maxQuotas = 4096
+
+// take counts one more key of the caller, and reports false if it is not known that it may have one.
+func (q *quotas) take(caller []byte, most int) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	n, ok := q.known[[callerBytes]byte(caller)]
+	if !ok || n >= most {
+		return false
+	}
+	q.known[[callerBytes]byte(caller)] = n + 1
+	return true
+}
+
+func (q *quotas) set(caller []byte, n int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.known == nil || len(q.known) >= maxQuotas {
+		q.known = map[[callerBytes]byte]int{}
+	}
+	q.known[[callerBytes]byte(caller)] = n
+}
+
+// mayAdd reports whether the caller may have one more key. What is remembered is never too small: keys expire, but
+// nobody else adds any.
+func (k *keeper) mayAdd(db dbx.Builder, caller []byte) (bool, error) {
+	if k.quotas.take(caller, k.cfg.MaxKeys) {
+		return true, nil
+	}
+	n, err := count(db, caller, k.cfg.MaxKeys, k.now())
+	if err != nil || n >= k.cfg.MaxKeys {
+		return false, err
+	}
+	k.quotas.set(caller, n+1)
+	return true, nil
+}
+
+// count is the number of live keys of the caller, most at most.
+func count(db dbx.Builder, caller []byte, most int, now time.Time) (n int, err error) {
+	err = db.NewQuery(`SELECT count(*) FROM (SELECT 1 FROM idempotency_keys WHERE caller = {:caller} AND expires_at > {:now} LIMIT {:most})`).
 		Bind(dbx.Params{"caller": caller, "now": now.UnixMilli(), "most": most}).Row(&n)
 	if err != nil {
-		return false, fmt.Errorf("count idempotency keys: %w", err)
+		return 0, fmt.Errorf("count idempotency keys: %w", err)
 	}
-	return n >= most, nil
+	return n, nil
 }
 
 // insert adds the row; an expired one of the same id gives way. It reports false if there is a live one: another process
