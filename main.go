@@ -89,7 +89,9 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		}),
 		ops.Extension(operations.Deps{Recent: sess.Recent, Attested: gate.Require, Audit: audit.Note}),
 		records.New(cfg.records, db),
-		idempotency.New(cfg.idempotency, idempotency.Deps{SuspectWaits: db.SuspectWaits, Healthy: db.Healthy, Unavailable: store.IsUnavailable}),
+		idempotency.New(cfg.idempotency, idempotency.Deps{
+			Route: ops.Policy, Before: ops.Prepare, SuspectWaits: db.SuspectWaits, Healthy: db.Healthy, Unavailable: store.IsUnavailable,
+		}),
 		health.New(cfg.health, all),
 		demo.New(),
 		rules.New(sandbox(cfg, pb)),
