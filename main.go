@@ -40,6 +40,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
+	"github.com/satchelbase/satchel/extensions/teams"
 	"github.com/satchelbase/satchel/extensions/totp"
 	"github.com/satchelbase/satchel/hooks"
 	_ "github.com/satchelbase/satchel/migrations"
@@ -59,7 +60,8 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		Vault: vault, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Password: hasher.Verify, SecondFactor: totp.Enabled,
 	})
 	all := func() []extensions.Extension { return list }
-	ops.Add(hooks.Operations())
+	groups := teams.New(cfg.teams, teams.Deps{PublicURL: cfg.general.PublicURL, Audit: audit.Note})
+	ops.Add(hooks.Operations(), groups.Operations())
 	list = []extensions.Extension{
 		api.New(cfg.api),
 		logs.New(cfg.logs),
@@ -88,6 +90,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 			Passkeys: passkeys.Has, Upgraded: anonymous.Upgraded,
 		}),
 		ops.Extension(operations.Deps{Recent: sess.Recent, Attested: gate.Require, Audit: audit.Note}),
+		groups.Extension(),
 		records.New(cfg.records, db),
 		idempotency.New(cfg.idempotency, idempotency.Deps{
 			Route: ops.Policy, Before: ops.Prepare, SuspectWaits: db.SuspectWaits, Healthy: db.Healthy, Unavailable: store.IsUnavailable,
