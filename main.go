@@ -22,6 +22,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/doctor"
 	"github.com/satchelbase/satchel/extensions/guard"
 	"github.com/satchelbase/satchel/extensions/health"
+	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/impersonation"
 	"github.com/satchelbase/satchel/extensions/logs"
@@ -91,6 +92,9 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		ops.Extension(operations.Deps{Recent: sess.Recent, Attested: gate.Require, Audit: audit.Note}),
 		groups.Extension(),
 		records.New(cfg.records, db),
+		idempotency.New(cfg.idempotency, idempotency.Deps{
+			Route: ops.Policy, Before: ops.Prepare, SuspectWaits: db.SuspectWaits, Healthy: db.Healthy, Unavailable: store.IsUnavailable,
+		}),
 		health.New(cfg.health, all),
 		demo.New(),
 		rules.New(sandbox(cfg, pb)),
