@@ -20,6 +20,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/internal/secret"
 )
 
 // Outcomes of actions. An empty outcome is a success.
@@ -69,8 +70,21 @@ var (
 	outcomePattern = regexp.MustCompile(`^[a-z][a-z_]*$`)
 )
 
+// Config is read from SATCHEL_AUDIT_*.
+type Config struct{}
+
+// Log writes entries. It is safe for concurrent use.
+type Log struct{ vault *secret.Vault }
+
+// NewLog returns the log that [New] makes a feature, and whose methods other features are given. It reads nothing.
+func NewLog(vault *secret.Vault) *Log { return &Log{vault: vault} }
+
+// May reports whether whoever makes the request has the role: "viewer" to read entries, "operator" to export them. Its
+// error is the answer.
+type May func(e *core.RequestEvent, role string) error
+
 // New returns the extension.
-func New() extensions.Extension {
+func New(cfg Config, l *Log, may May) extensions.Extension {
 	return extensions.Extension{
 		Name:   "audit",
 		Tables: []string{table},
@@ -83,7 +97,7 @@ func New() extensions.Extension {
 // Append writes the entry. When tx is the application of a transaction, the entry is part of it; outside, it is a
 // transaction of its own. Text that a client had a hand in is cut to a bounded length and never refused, so that nobody
 // can keep an act out of the record; an error means a wrong action, outcome or kind, or a failed database.
-func Append(tx core.App, e Entry) error {
+func (l *Log) Append(tx core.App, e Entry) error {
 	if e.Outcome == "" {
 		e.Outcome = Success
 	}

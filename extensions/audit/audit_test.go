@@ -14,6 +14,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
+	"github.com/satchelbase/satchel/extensions/internal/secret"
 	"github.com/satchelbase/satchel/extensions/settings"
 )
 
@@ -43,15 +44,18 @@ func rows(t testing.TB, app core.App) []row {
 	return out
 }
 
+// log writes the audit.
+func log() *audit.Log { return audit.NewLog(secret.Fixed([]byte("root key of the tests"))) }
+
 func appendEntry(t testing.TB, app core.App, e audit.Entry) {
 	t.Helper()
-	if err := audit.Append(app, e); err != nil {
+	if err := log().Append(app, e); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func TestAppend(t *testing.T) {
-	app := apptest.New(t, audit.New())
+	app := apptest.New(t, audit.New(audit.Config{}, log(), nil))
 	appendEntry(t, app, audit.Entry{
 		Action: "sessions.revoked", Outcome: audit.Denied, ActAs: "somebody", Session: "s", Request: "r", Address: "192.0.2.77",
 		Actor: audit.Party{Kind: audit.User, Collection: "users", ID: "a"}, Subject: audit.Party{Kind: audit.User, Collection: "users", ID: "b"},
@@ -82,7 +86,7 @@ func TestAppend(t *testing.T) {
 }
 
 func TestWrongEntries(t *testing.T) {
-	app := apptest.New(t, audit.New())
+	app := apptest.New(t, audit.New(audit.Config{}, log(), nil))
 	for _, e := range []audit.Entry{
 		{},
 		{Action: "revoked"},
@@ -93,7 +97,7 @@ func TestWrongEntries(t *testing.T) {
 		{Action: "sessions.revoked", Subject: audit.Party{Kind: "root"}},
 		{Action: "sessions.revoked", Details: map[string]any{"f": func() {}}},
 	} {
-		if err := audit.Append(app, e); err == nil {
+		if err := log().Append(app, e); err == nil {
 			t.Errorf("accepted %+v", e)
 		}
 	}
@@ -104,7 +108,7 @@ func TestWrongEntries(t *testing.T) {
 
 // An entry belongs to the transaction of the act.
 func TestTransaction(t *testing.T) {
-	app := apptest.New(t, audit.New())
+	app := apptest.New(t, audit.New(audit.Config{}, log(), nil))
 	boom := errors.New("boom")
 	err := app.RunInTransaction(func(tx core.App) error {
 		appendEntry(t, tx, audit.Entry{Action: "sessions.revoked"})
@@ -113,14 +117,14 @@ func TestTransaction(t *testing.T) {
 	if !errors.Is(err, boom) || len(rows(t, app)) != 0 {
 		t.Fatalf("err %v, %d rows", err, len(rows(t, app)))
 	}
-	err = app.RunInTransaction(func(tx core.App) error { return audit.Append(tx, audit.Entry{Action: "sessions.revoked"}) })
+	err = app.RunInTransaction(func(tx core.App) error { return log().Append(tx, audit.Entry{Action: "sessions.revoked"}) })
 	if err != nil || len(rows(t, app)) != 1 {
 		t.Fatalf("err %v, %d rows", err, len(rows(t, app)))
 	}
 }
 
 func TestAppendOnly(t *testing.T) {
-	app := apptest.New(t, audit.New())
+	app := apptest.New(t, audit.New(audit.Config{}, log(), nil))
 	appendEntry(t, app, audit.Entry{Action: "sessions.revoked"})
 	before := rows(t, app)
 	columns := "(id, at, action, outcome, actor_kind) VALUES (1, 'x', 'x', 'x', 'x')"
@@ -143,7 +147,7 @@ func TestAppendOnly(t *testing.T) {
 }
 
 func TestNoSecrets(t *testing.T) {
-	app := apptest.New(t, audit.New())
+	app := apptest.New(t, audit.New(audit.Config{}, log(), nil))
 	type typed struct {
 		AccessToken string `json:"accessToken"`
 		Kept        string `json:"kept"`
@@ -174,7 +178,7 @@ func TestNoSecrets(t *testing.T) {
 
 // Nobody keeps an act out of the record by sending long or broken text.
 func TestBounds(t *testing.T) {
-	app := apptest.New(t, audit.New())
+	app := apptest.New(t, audit.New(audit.Config{}, log(), nil))
 	long := strings.Repeat("ä", 10_000)
 	many := map[string]any{}
 	for i := range 1000 {
@@ -196,13 +200,13 @@ func TestFrom(t *testing.T) {
 			e.Set("satchelSession", "sid")
 			entry := audit.From(e)
 			entry.Action = "probe.called"
-			if err := audit.Append(e.App, entry); err != nil {
+			if err := log().Append(e.App, entry); err != nil {
 				return err
 			}
 			return e.NoContent(http.StatusNoContent)
 		})
 	}}
-	app := apptest.New(t, api.New(settings.Defaults[api.Config]()), audit.New(), probe)
+	app := apptest.New(t, api.New(settings.Defaults[api.Config]()), audit.New(audit.Config{}, log(), nil), probe)
 	user, token := app.User(t, "ann@example.test")
 	_, root := app.Superuser(t)
 	var ids []string
