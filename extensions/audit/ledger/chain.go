@@ -7,6 +7,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -137,7 +140,14 @@ func (l *Ledger) Append(tx core.App, e Entry) error {
 // insert puts the row behind the last one.
 func (l *Ledger) insert(tx core.App, row *chained, actor, subject, actAs Party) error {
 	db := tx.NonconcurrentDB()
-	last, err := l.last(db, &row.Actor, actor, &row.Subject, subject, &row.ActAs, actAs)
+	// Who names nobody, or somebody twice, is looked up once.
+	who := make([]Party, 0, 3)
+	for _, p := range [...]Party{actor, subject, actAs} {
+		if p.Kind != "" && !slices.Contains(who, p) {
+			who = append(who, p)
+		}
+	}
+	last, known, err := before(db, who)
 	if err != nil {
 		return err
 	}
@@ -145,23 +155,23 @@ func (l *Ledger) insert(tx core.App, row *chained, actor, subject, actAs Party) 
 		if last, err = l.begin(tx); err != nil {
 			return err
 		}
-	}
-	made := map[Party]party{} // nearly always empty: most entries name known parties
-	for _, p := range [...]struct {
-		to   *party
-		from Party
-	}{{&row.Actor, actor}, {&row.Subject, subject}, {&row.ActAs, actAs}} {
-		if p.to.ID != 0 || p.from.Kind == "" {
-			continue
-		}
-		known, ok := made[p.from]
-		if !ok {
-			if known, err = addParty(db, p.from); err != nil {
+		if last.ID != 0 { // old entries were sealed, and may have named them
+			if _, known, err = before(db, who); err != nil {
 				return err
 			}
-			made[p.from] = known
 		}
-		*p.to = known
+	}
+	for i, p := range who {
+		if known[i].ID == 0 {
+			if known[i], err = addParty(db, p); err != nil {
+				return err
+			}
+		}
+	}
+	for to, p := range map[*party]Party{&row.Actor: actor, &row.Subject: subject, &row.ActAs: actAs} {
+		if i := slices.Index(who, p); i >= 0 {
+			*to = known[i]
+		}
 	}
 	row.ID = last.ID + 1
 	row.MAC = row.sum(l.keys().chain, last.MAC, make([]byte, 0, 512))
@@ -178,42 +188,45 @@ func (l *Ledger) insert(tx core.App, row *chained, actor, subject, actAs Party) 
 const insertEntry = `INSERT INTO audit_chain (id, at, action, outcome, actor, subject, act_as, session, request, address, details, mac)
 	VALUES ({:id}, {:at}, {:action}, {:outcome}, {:actor}, {:subject}, {:act_as}, {:session}, {:request}, {:address}, {:details}, {:mac})`
 
-// selectLast reads in one statement what every entry needs: the one before it, and the parties that are known already.
-const selectLast = `SELECT 0, id, mac FROM (SELECT id, mac FROM audit_chain ORDER BY id DESC LIMIT 1)
-	UNION ALL SELECT 1, id, seal FROM audit_parties WHERE record = {:r1} AND collection = {:c1} AND kind = {:k1} AND forgotten = x''
-	UNION ALL SELECT 2, id, seal FROM audit_parties WHERE record = {:r2} AND collection = {:c2} AND kind = {:k2} AND forgotten = x''
-	UNION ALL SELECT 3, id, seal FROM audit_parties WHERE record = {:r3} AND collection = {:c3} AND kind = {:k3} AND forgotten = x''`
-
-// last returns the id and MAC of the newest entry, zero if there is none, and fills in the parties that it finds.
-func (l *Ledger) last(db dbx.Builder, actor *party, a Party, subject *party, s Party, actAs *party, n Party) (Link, error) {
-	rows, err := db.NewQuery(selectLast).Bind(dbx.Params{
-		"r1": cut(a.ID), "c1": cut(a.Collection), "k1": a.Kind, "r2": cut(s.ID), "c2": cut(s.Collection), "k2": s.Kind,
-		"r3": cut(n.ID), "c3": cut(n.Collection), "k3": n.Kind,
-	}).Rows()
-	if err != nil {
-		return Link{}, fmt.Errorf("read last entry: %w", err)
+// selectBefore reads in one statement what every entry needs: the one before it, and the parties that are known already.
+// There is a text for each number of parties; what is shorter is parsed faster.
+var selectBefore = func() (texts [4]string) {
+	texts[0] = "SELECT 0, id, mac FROM (SELECT id, mac FROM audit_chain ORDER BY id DESC LIMIT 1)"
+	for i := 1; i < len(texts); i++ {
+		texts[i] = texts[i-1] + strings.ReplaceAll(" UNION ALL SELECT #, id, seal FROM audit_parties WHERE record = {:r#} AND collection = {:c#} AND kind = {:k#} AND forgotten = x''", "#", strconv.Itoa(i))
 	}
-	defer func() { _ = rows.Close() }()
+	return texts
+}()
+
+// before returns the newest entry, zero if there is none, and the parties, zero where they are unknown.
+func before(db dbx.Builder, who []Party) (Link, [3]party, error) {
+	params := dbx.Params{}
+	for i, p := range who {
+		n := strconv.Itoa(i + 1)
+		params["r"+n], params["c"+n], params["k"+n] = cut(p.ID), cut(p.Collection), p.Kind
+	}
 	var last Link
+	var known [3]party
+	rows, err := db.NewQuery(selectBefore[len(who)]).Bind(params).Rows()
+	if err != nil {
+		return last, known, fmt.Errorf("read last entry: %w", err)
+	}
 	for rows.Next() {
 		var slot int
-		var id int64
-		var sum []byte
-		if err := rows.Scan(&slot, &id, &sum); err != nil {
-			return Link{}, fmt.Errorf("read last entry: %w", err)
+		var at Link
+		if err = rows.Scan(&slot, &at.ID, &at.MAC); err != nil {
+			break
 		}
-		switch slot {
-		case 0:
-			last = Link{id, sum}
-		case 1:
-			*actor = party{id, sum}
-		case 2:
-			*subject = party{id, sum}
-		case 3:
-			*actAs = party{id, sum}
+		if slot == 0 {
+			last = at
+		} else {
+			known[slot-1] = party{at.ID, at.MAC}
 		}
 	}
-	return last, errors.Join(rows.Err(), rows.Close())
+	if err = errors.Join(err, rows.Err(), rows.Close()); err != nil {
+		err = fmt.Errorf("read last entry: %w", err)
+	}
+	return last, known, err
 }
 
 // Link is a place in the chain.

@@ -103,8 +103,11 @@ func (l *Ledger) committed(txErr error) error {
 	return nil
 }
 
+// writeSoon writes unless the database may be closed already.
 func (l *Ledger) writeSoon() {
 	h := &l.head
+	h.writes.Lock()
+	defer h.writes.Unlock()
 	h.mu.Lock()
 	h.timer = nil
 	closed := h.closed
@@ -112,7 +115,7 @@ func (l *Ledger) writeSoon() {
 	if closed {
 		return
 	}
-	if err := l.Flush(); err != nil {
+	if err := l.write(func(Mark) bool { return false }, ""); err != nil {
 		h.warn(err)
 	}
 }
@@ -215,12 +218,17 @@ func (l *Ledger) Flush() error { return l.WriteMarks(func(Mark) bool { return fa
 // WriteMarks writes the newest entry, and before it the lines that the database contradicts unless drop says otherwise.
 // With restore, the new line says that the backup of this name comes.
 func (l *Ledger) WriteMarks(drop func(Mark) bool, restore string) error {
+	l.head.writes.Lock()
+	defer l.head.writes.Unlock()
+	return l.write(drop, restore)
+}
+
+// write is WriteMarks for those who hold the lock.
+func (l *Ledger) write(drop func(Mark) bool, restore string) error {
 	path := l.File()
 	if path == "" {
 		return nil
 	}
-	l.head.writes.Lock()
-	defer l.head.writes.Unlock()
 	err := l.replaceMarks(path, drop, restore)
 	l.head.mu.Lock()
 	l.head.err = err
