@@ -126,7 +126,7 @@ type query struct {
 }
 
 // areaIs is the condition that the index of areas serves.
-var areaIs = strings.ReplaceAll(ledger.AreaOfAction, "action", "c.action") + " = {:area}"
+const areaIs = ledger.AreaOfAction + " = {:area}"
 
 // query chooses the index. There are no statistics to choose by, so the members come in the order in which they usually
 // leave fewest entries.
@@ -207,11 +207,8 @@ func partiesOf(db dbx.Builder, who string) ([]string, error) {
 	return ids, nil
 }
 
-// page reads up to limit entries behind a place, the newest first or the oldest first.
-func (q query) page(ctx context.Context, db dbx.Builder, after *position, limit int, oldestFirst bool) ([]View, error) {
-	if q.none {
-		return nil, nil
-	}
+// sql is the statement that finds the entries of a page, without the names of parties.
+func (q query) sql(after *position, limit int, oldestFirst bool) (string, dbx.Params) {
 	compare, order := "<", "DESC"
 	if oldestFirst {
 		compare, order = ">", "ASC"
@@ -220,7 +217,7 @@ func (q query) page(ctx context.Context, db dbx.Builder, after *position, limit 
 	for name, value := range q.params {
 		params[name] = value
 	}
-	if after != nil {
+	if after != nil { // the first condition bounds the walk, which SQLite does not take from the second
 		where = append(where, "c.at "+compare+"= {:afterAt}", "(c.at, c.id) "+compare+" ({:afterAt}, {:afterID})")
 		params["afterAt"], params["afterID"] = after.at, after.id
 	}
@@ -228,7 +225,16 @@ func (q query) page(ctx context.Context, db dbx.Builder, after *position, limit 
 	if len(where) > 0 {
 		text += " WHERE " + strings.Join(where, " AND ")
 	}
-	text += " ORDER BY c.at " + order + ", c.id " + order + " LIMIT {:limit}"
+	return text + " ORDER BY c.at " + order + ", c.id " + order + " LIMIT {:limit}", params
+}
+
+// page reads up to limit entries behind a place, the newest first or the oldest first.
+func (q query) page(ctx context.Context, db dbx.Builder, after *position, limit int, oldestFirst bool) ([]View, error) {
+	if q.none {
+		return nil, nil
+	}
+	text, params := q.sql(after, limit, oldestFirst)
+	order := map[bool]string{true: "ASC", false: "DESC"}[oldestFirst]
 	rows, err := db.NewQuery(`SELECT e.id, e.at, e.action, e.outcome, e.session, e.request, e.address, e.details,
 		e.actor, coalesce(a.kind, ''), coalesce(a.collection, ''), coalesce(a.record, ''), coalesce(length(a.forgotten), 0),
 		e.subject, coalesce(s.kind, ''), coalesce(s.collection, ''), coalesce(s.record, ''), coalesce(length(s.forgotten), 0),

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -168,11 +167,13 @@ func (l *Ledger) insert(tx core.App, row *chained, actor, subject, actAs Party) 
 			}
 		}
 	}
-	for to, p := range map[*party]Party{&row.Actor: actor, &row.Subject: subject, &row.ActAs: actAs} {
+	number := func(p Party) party {
 		if i := slices.Index(who, p); i >= 0 {
-			*to = known[i]
+			return known[i]
 		}
+		return party{}
 	}
+	row.Actor, row.Subject, row.ActAs = number(actor), number(subject), number(actAs)
 	row.ID = last.ID + 1
 	row.MAC = row.sum(l.keys().chain, last.MAC, make([]byte, 0, 512))
 	_, err = db.NewQuery(insertEntry).Bind(dbx.Params{
@@ -188,15 +189,14 @@ func (l *Ledger) insert(tx core.App, row *chained, actor, subject, actAs Party) 
 const insertEntry = `INSERT INTO audit_chain (id, at, action, outcome, actor, subject, act_as, session, request, address, details, mac)
 	VALUES ({:id}, {:at}, {:action}, {:outcome}, {:actor}, {:subject}, {:act_as}, {:session}, {:request}, {:address}, {:details}, {:mac})`
 
-// selectBefore reads in one statement what every entry needs: the one before it, and the parties that are known already.
-// There is a text for each number of parties; what is shorter is parsed faster.
-var selectBefore = func() (texts [4]string) {
-	texts[0] = "SELECT 0, id, mac FROM (SELECT id, mac FROM audit_chain ORDER BY id DESC LIMIT 1)"
-	for i := 1; i < len(texts); i++ {
-		texts[i] = texts[i-1] + strings.ReplaceAll(" UNION ALL SELECT #, id, seal FROM audit_parties WHERE record = {:r#} AND collection = {:c#} AND kind = {:k#} AND forgotten = x''", "#", strconv.Itoa(i))
-	}
-	return texts
-}()
+// selectLast reads in one statement, with as many of the others behind it as there are parties, what every entry needs:
+// the one before it, and the parties that are known already.
+const (
+	selectLast   = "SELECT 0, id, mac FROM (SELECT id, mac FROM audit_chain ORDER BY id DESC LIMIT 1)"
+	selectFirst  = " UNION ALL SELECT 1, id, seal FROM audit_parties WHERE record = {:r1} AND collection = {:c1} AND kind = {:k1} AND forgotten = x''"
+	selectSecond = " UNION ALL SELECT 2, id, seal FROM audit_parties WHERE record = {:r2} AND collection = {:c2} AND kind = {:k2} AND forgotten = x''"
+	selectThird  = " UNION ALL SELECT 3, id, seal FROM audit_parties WHERE record = {:r3} AND collection = {:c3} AND kind = {:k3} AND forgotten = x''"
+)
 
 // before returns the newest entry, zero if there is none, and the parties, zero where they are unknown.
 func before(db dbx.Builder, who []Party) (Link, [3]party, error) {
@@ -207,7 +207,7 @@ func before(db dbx.Builder, who []Party) (Link, [3]party, error) {
 	}
 	var last Link
 	var known [3]party
-	rows, err := db.NewQuery(selectBefore[len(who)]).Bind(params).Rows()
+	rows, err := db.NewQuery([...]string{selectLast, selectLast + selectFirst, selectLast + selectFirst + selectSecond, selectLast + selectFirst + selectSecond + selectThird}[len(who)]).Bind(params).Rows()
 	if err != nil {
 		return last, known, fmt.Errorf("read last entry: %w", err)
 	}
