@@ -71,7 +71,8 @@ type Log struct {
 	app    core.App
 	logger *slog.Logger
 
-	acting    sync.Map // a model or *core.TxAppInfo -> the *core.RequestEvent that changes it
+	opened    atomic.Bool // the migrations of the program are done
+	acting    sync.Map    // a model or *core.TxAppInfo -> the *core.RequestEvent that changes it
 	backup    atomic.Pointer[core.RequestEvent]
 	verifying sync.Mutex
 	failures  failures

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"slices"
 	"strconv"
@@ -137,9 +138,7 @@ func (f Filter) query(db dbx.Builder) (query, error) {
 			q.index = index
 		}
 		q.where = append(q.where, condition)
-		for name, value := range params {
-			q.params[name] = value
-		}
+		maps.Copy(q.params, params)
 	}
 	if f.Request != "" {
 		use("audit_chain_request", "c.request = {:request} AND c.request <> ''", dbx.Params{"request": f.Request})
@@ -214,9 +213,7 @@ func (q query) sql(after *position, limit int, oldestFirst bool) (string, dbx.Pa
 		compare, order = ">", "ASC"
 	}
 	where, params := slices.Clone(q.where), dbx.Params{"limit": limit}
-	for name, value := range q.params {
-		params[name] = value
-	}
+	maps.Copy(params, q.params)
 	if after != nil { // the first condition bounds the walk, which SQLite does not take from the second
 		where = append(where, "c.at "+compare+"= {:afterAt}", "(c.at, c.id) "+compare+" ({:afterAt}, {:afterID})")
 		params["afterAt"], params["afterID"] = after.at, after.id

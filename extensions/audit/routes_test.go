@@ -128,8 +128,17 @@ func TestPlans(t *testing.T) {
 	w := start(t)
 	w.fill(t, 50)
 	for _, f := range []audit.Filter{
-		{}, {Action: "one.done"}, {Action: "one."}, {Outcome: "denied"}, {Outcome: "success"}, {Actor: "u1"}, {Subject: "n1"}, {Session: "s1"}, {Request: "request-1"},
-		{From: time.Unix(1, 0), To: time.Now()}, {Actor: "u1", Action: "one.", From: time.Unix(1, 0)},
+		{},
+		{Action: "one.done"},
+		{Action: "one."},
+		{Outcome: "denied"},
+		{Outcome: "success"},
+		{Actor: "u1"},
+		{Subject: "n1"},
+		{Session: "s1"},
+		{Request: "request-1"},
+		{From: time.Unix(1, 0), To: time.Now()},
+		{Actor: "u1", Action: "one.", From: time.Unix(1, 0)},
 	} {
 		inner := w.log.Plan(t, w.App, f)
 		if strings.Contains(inner, "SCAN c\n") || strings.Contains(inner, "TEMP B-TREE") {

@@ -41,6 +41,7 @@ func (l *Log) bind(h *extensions.Host) error {
 			return err
 		}
 		_ = l.Unlock()
+		l.opened.Store(true)
 		return nil
 	}})
 	h.App.OnTerminate().Bind(&hook.Handler[*core.TerminateEvent]{Id: "satchelAuditHead", Func: func(e *core.TerminateEvent) error {

@@ -67,11 +67,11 @@ func handler[E hook.Resolver](what string, run func(E) error) *hook.Handler[E] {
 }
 
 // within runs an act and writes its entry in one transaction. app is the event's application, which the act uses.
-// Migrations, which run before there is a key, are not recorded: they are part of the program.
+// The migrations of the program, which run while it opens the database, are not recorded.
 func (l *Log) within(app *core.App, act func() error, entry func() Entry) error {
 	outer := *app
 	if !l.Ready() {
-		if outer.IsTransactional() {
+		if !l.opened.Load() {
 			return act()
 		}
 		if err := l.Unlock(); err != nil {

@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/pocketbase/dbx"
@@ -345,11 +346,11 @@ func (v *verifier) read(ctx context.Context, after, until int64) ([]chained, err
 // learn reads commitments.
 func (v *verifier) learn(ctx context.Context, wanted map[int64]bool) error {
 	for ids := range slices.Chunk(slices.Collect(maps.Keys(wanted)), 500) {
-		list := ""
-		for _, id := range ids {
-			list += "," + strconv.FormatInt(id, 10)
+		numbers := make([]string, len(ids))
+		for i, id := range ids {
+			numbers[i] = strconv.FormatInt(id, 10)
 		}
-		rows, err := v.db.NewQuery("SELECT id, seal FROM audit_parties WHERE id IN (" + list[1:] + ")").WithContext(ctx).Rows()
+		rows, err := v.db.NewQuery("SELECT id, seal FROM audit_parties WHERE id IN (" + strings.Join(numbers, ",") + ")").WithContext(ctx).Rows()
 		if err != nil {
 			return fmt.Errorf("read parties: %w", err)
 		}
