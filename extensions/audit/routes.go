@@ -109,6 +109,9 @@ func (l *Log) handleExport(e *core.RequestEvent) error {
 }
 
 func (l *Log) handleVerify(e *core.RequestEvent) error {
+	if err := api.Bind(e, &struct{}{}); err != nil {
+		return err
+	}
 	if !l.verifying.TryLock() {
 		return &api.Problem{Code: ErrBusy, RetryAfter: 10 * time.Second}
 	}

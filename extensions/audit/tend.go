@@ -41,10 +41,11 @@ func (l *Log) bind(h *extensions.Host) error {
 			return err
 		}
 		_ = l.Unlock()
+		l.Reopen()
 		l.opened.Store(true)
 		return nil
 	}})
-	h.App.OnTerminate().Bind(&hook.Handler[*core.TerminateEvent]{Id: "satchelAuditHead", Func: func(e *core.TerminateEvent) error {
+	h.App.OnBootstrapClear().Bind(&hook.Handler[*core.BootstrapEvent]{Id: "satchelAuditClose", Func: func(e *core.BootstrapEvent) error {
 		l.close()
 		return e.Next()
 	}})
@@ -56,9 +57,9 @@ func (l *Log) warn(err error) {
 	l.logger.Warn("the newest audit entry could not be written to the checkpoint file", slog.String("file", l.file()), slog.Any("error", err))
 }
 
-// close writes what is still to be written. It may be called twice.
+// close writes what is still to be written, before the databases are closed.
 func (l *Log) close() {
-	if !l.Ready() || !l.app.IsBootstrapped() {
+	if !l.Ready() {
 		return
 	}
 	if err := l.summarise(l.app, true); err != nil {

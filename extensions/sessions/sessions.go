@@ -185,8 +185,6 @@ func (s *Sessions) record(tx core.App, e *core.RequestEvent, action, outcome str
 	var entry audit.Entry
 	if e != nil {
 		entry = audit.From(e)
-	} else {
-		entry.Actor = audit.Party{Kind: audit.System}
 	}
 	entry.Action, entry.Outcome, entry.Subject, entry.Session, entry.Details = action, outcome, subject, session, details
 	return s.deps.Audit(tx, entry)

@@ -43,7 +43,7 @@ type Party struct{ Kind, Collection, ID string }
 
 // Names that entries may have. They are a vocabulary for queries, not a place for text.
 var (
-	ActionPattern  = regexp.MustCompile(`^[a-z][a-z0-9]*(\.[a-z][a-z0-9_]*)+$`)
+	ActionPattern  = regexp.MustCompile(`^[a-z][a-z0-9]*(\.[a-z][a-zA-Z0-9_]*)+$`)
 	OutcomePattern = regexp.MustCompile(`^[a-z][a-z_]*$`)
 )
 

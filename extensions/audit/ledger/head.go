@@ -120,6 +120,13 @@ func (l *Ledger) writeSoon() {
 	}
 }
 
+// Reopen undoes Close, for an application that is opened again.
+func (l *Ledger) Reopen() {
+	l.head.mu.Lock()
+	defer l.head.mu.Unlock()
+	l.head.closed = false
+}
+
 // Close ends the writing in the background and writes what is still to be written.
 func (l *Ledger) Close() error {
 	l.head.mu.Lock()
