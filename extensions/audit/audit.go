@@ -74,6 +74,7 @@ type Log struct {
 	opened    atomic.Bool // the migrations of the program are done
 	acting    sync.Map    // a model or *core.TxAppInfo -> the *core.RequestEvent that changes it
 	backup    atomic.Pointer[core.RequestEvent]
+	restore   atomic.Pointer[Party]
 	verifying sync.Mutex
 	failures  failures
 	cursorKey func() []byte

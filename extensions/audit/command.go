@@ -236,7 +236,7 @@ func (l *Log) acceptCommand(h *extensions.Host) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		if err := l.WriteMarks(func(ledger.Mark) bool { return true }, ""); err != nil {
+		if err := l.WriteMarks(func(ledger.Mark) bool { return true }, nil); err != nil {
 			return err
 		}
 		_, err = fmt.Fprintln(cmd.OutOrStdout(), "Accepted. The checkpoint file follows the database again.")

@@ -64,8 +64,12 @@ func (l *Log) privileged(e *core.RequestEvent) error {
 	if err := l.Append(e.App, entry); err != nil {
 		return err
 	}
+	if action == "backups.restored" { // it happens after the answer
+		l.restore.Store(&entry.Actor)
+	}
 	err := e.Next()
 	if err != nil {
+		l.restore.CompareAndSwap(&entry.Actor, nil)
 		entry.Outcome = Failure
 		l.logged(l.Append(e.App, entry))
 	}
@@ -93,7 +97,11 @@ func (l *Log) watchRestore(e *core.BackupEvent) error {
 	if err := l.Append(e.App, Entry{Action: "backups.restored", Outcome: Began, Details: map[string]any{"name": e.Name}}); err != nil {
 		return err
 	}
-	if err := l.WriteMarks(func(ledger.Mark) bool { return false }, e.Name); err != nil {
+	var by Party
+	if request := l.restore.Swap(nil); request != nil {
+		by = *request
+	}
+	if err := l.WriteMarks(func(ledger.Mark) bool { return false }, &ledger.Restore{Name: e.Name, By: by}); err != nil {
 		l.warn(err)
 	}
 	err := e.Next()
@@ -101,7 +109,7 @@ func (l *Log) watchRestore(e *core.BackupEvent) error {
 		return nil
 	}
 	l.logged(l.Append(e.App, Entry{Action: "backups.restored", Outcome: Failure, Details: map[string]any{"name": e.Name}}))
-	if markErr := l.WriteMarks(func(m ledger.Mark) bool { return m.Restore == e.Name }, ""); markErr != nil {
+	if markErr := l.WriteMarks(func(m ledger.Mark) bool { return m.Restore != nil && m.Restore.Name == e.Name }, nil); markErr != nil {
 		l.warn(markErr)
 	}
 	return err

@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/csv"
 	"encoding/json"
@@ -83,8 +84,8 @@ func (l *Log) handleExport(e *core.RequestEvent) error {
 	if err != nil {
 		return err
 	}
-	format := q.Get("format")
-	media := map[string]string{"": "application/x-ndjson", NDJSON: "application/x-ndjson", CSV: "text/csv; charset=utf-8"}[format]
+	format := cmp.Or(q.Get("format"), NDJSON)
+	media := map[string]string{NDJSON: "application/x-ndjson", CSV: "text/csv; charset=utf-8"}[format]
 	if media == "" {
 		return &api.Problem{Code: ErrFilter, Errors: []api.FieldError{api.Invalid("format", ErrFilter, "ndjson or csv")}}
 	}
@@ -94,7 +95,7 @@ func (l *Log) handleExport(e *core.RequestEvent) error {
 		return err
 	}
 	e.Response.Header().Set("Content-Type", media)
-	e.Response.Header().Set("Content-Disposition", `attachment; filename="audit.`+map[bool]string{true: CSV, false: NDJSON}[format == CSV]+`"`)
+	e.Response.Header().Set("Content-Disposition", `attachment; filename="audit.`+format+`"`)
 	control := http.NewResponseController(e.Response)
 	e.Response.WriteHeader(http.StatusOK)
 	err = Export(e.Request.Context(), e.App.ConcurrentDB(), f, format, e.Response, func() {

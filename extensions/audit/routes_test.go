@@ -247,7 +247,7 @@ func (w *world) force(t testing.TB, statement string) {
 func TestAfterRestore(t *testing.T) {
 	w := start(t)
 	w.fill(t, 20)
-	if err := w.log.WriteMarks(func(ledger.Mark) bool { return false }, "one.zip"); err != nil {
+	if err := w.log.WriteMarks(func(ledger.Mark) bool { return false }, &ledger.Restore{Name: "one.zip", By: audit.Party{Kind: audit.Superuser, Collection: "_superusers", ID: w.rootID}}); err != nil {
 		t.Fatal(err)
 	}
 	w.force(t, "DELETE FROM audit_chain WHERE id > 10")
@@ -255,7 +255,7 @@ func TestAfterRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	v := w.last(t, "backups.restored")
-	if d := w.details(t, v); v.Outcome != audit.Success || d["name"] != "one.zip" || d["entriesRestored"] != float64(10) {
+	if d := w.details(t, v); v.Outcome != audit.Success || d["name"] != "one.zip" || d["entriesRestored"] != float64(10) || v.Actor.ID != w.rootID {
 		t.Errorf("%+v %v", v, d)
 	}
 	w.intact(t)

@@ -103,7 +103,7 @@ func (l *Log) afterRestore() error {
 		return err
 	}
 	for _, m := range marks {
-		if m.Restore == "" {
+		if m.Restore == nil {
 			continue
 		}
 		last, lastErr := ledger.Newest(l.app.ConcurrentDB())
@@ -115,13 +115,13 @@ func (l *Log) afterRestore() error {
 		if kept { // nothing was replaced
 			outcome = Failure
 		}
-		err = l.Append(l.app, Entry{Action: "backups.restored", Outcome: outcome, Details: map[string]any{
-			"name": m.Restore, "entriesBefore": m.Entry, "entriesRestored": last.ID,
+		err = l.Append(l.app, Entry{Action: "backups.restored", Outcome: outcome, Actor: m.Restore.By, Details: map[string]any{
+			"name": m.Restore.Name, "entriesBefore": m.Entry, "entriesRestored": last.ID,
 		}})
 		if err != nil {
 			return err
 		}
-		return l.WriteMarks(func(ledger.Mark) bool { return true }, "")
+		return l.WriteMarks(func(ledger.Mark) bool { return true }, nil)
 	}
 	return nil
 }

@@ -35,21 +35,30 @@ const (
 	maxMarks = 16
 )
 
-// Mark is a signed line of the file: what the chain held once, and must hold for ever. With Restore, a backup of that
-// name was about to replace the database, which may fall behind therefore.
+// Mark is a signed line of the file: what the chain held once, and must hold for ever. With Restore, a backup was about
+// to replace the database, which may fall behind therefore.
 type Mark struct {
 	Entry   int64     `json:"entry"`
 	MAC     string    `json:"mac"`
 	At      time.Time `json:"at"`
-	Restore string    `json:"restore,omitempty"`
+	Restore *Restore  `json:"restore,omitempty"`
 	Seal    string    `json:"seal"`
+}
+
+// Restore is the backup of a restore, and who wanted it: the entry that says so is replaced with all others.
+type Restore struct {
+	Name string `json:"name"`
+	By   Party  `json:"by"`
 }
 
 func (m Mark) sum(key []byte) string {
 	b := binary.BigEndian.AppendUint64([]byte{encodingVersion}, uint64(m.Entry))
 	b = binary.BigEndian.AppendUint64(b, uint64(m.At.UnixMilli()))
-	for _, s := range []string{m.MAC, m.Restore} {
-		b = appendText(b, s)
+	b = appendText(b, m.MAC)
+	if r := m.Restore; r != nil {
+		for _, s := range []string{r.Name, r.By.Kind, r.By.Collection, r.By.ID} {
+			b = appendText(b, s)
+		}
 	}
 	return hex.EncodeToString(mac(key, b))
 }
@@ -115,7 +124,7 @@ func (l *Ledger) writeSoon() {
 	if closed {
 		return
 	}
-	if err := l.write(func(Mark) bool { return false }, ""); err != nil {
+	if err := l.write(func(Mark) bool { return false }, nil); err != nil {
 		h.warn(err)
 	}
 }
@@ -220,18 +229,18 @@ func (m Mark) Kept(db dbx.Builder) (bool, error) {
 
 // Flush writes the newest entry into the file. Lines that the database does not bear out stay: they are the evidence that
 // it was cut off or replaced.
-func (l *Ledger) Flush() error { return l.WriteMarks(func(Mark) bool { return false }, "") }
+func (l *Ledger) Flush() error { return l.WriteMarks(func(Mark) bool { return false }, nil) }
 
 // WriteMarks writes the newest entry, and before it the lines that the database contradicts unless drop says otherwise.
-// With restore, the new line says that the backup of this name comes.
-func (l *Ledger) WriteMarks(drop func(Mark) bool, restore string) error {
+// With restore, the new line says that the backup comes.
+func (l *Ledger) WriteMarks(drop func(Mark) bool, restore *Restore) error {
 	l.head.writes.Lock()
 	defer l.head.writes.Unlock()
 	return l.write(drop, restore)
 }
 
 // write is WriteMarks for those who hold the lock.
-func (l *Ledger) write(drop func(Mark) bool, restore string) error {
+func (l *Ledger) write(drop func(Mark) bool, restore *Restore) error {
 	path := l.File()
 	if path == "" {
 		return nil
@@ -243,7 +252,7 @@ func (l *Ledger) write(drop func(Mark) bool, restore string) error {
 	return err
 }
 
-func (l *Ledger) replaceMarks(path string, drop func(Mark) bool, restore string) error {
+func (l *Ledger) replaceMarks(path string, drop func(Mark) bool, restore *Restore) error {
 	if err := l.Outside(); err != nil {
 		return err
 	}
@@ -278,7 +287,7 @@ func (l *Ledger) replaceMarks(path string, drop func(Mark) bool, restore string)
 			if err != nil {
 				return err
 			}
-			if n++; ok && m.Restore == "" || drop(m) || n >= maxMarks {
+			if n++; ok && m.Restore == nil || drop(m) || n >= maxMarks {
 				continue
 			}
 		} else if last.ID == 0 {

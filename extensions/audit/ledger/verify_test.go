@@ -209,7 +209,7 @@ func TestRolledBack(t *testing.T) {
 		t.Fatalf("%s, %v", text, err)
 	}
 	found(t, verify(t, l, app), ledger.ProblemReplaced, 10)
-	if err := l.WriteMarks(func(ledger.Mark) bool { return true }, ""); err != nil {
+	if err := l.WriteMarks(func(ledger.Mark) bool { return true }, nil); err != nil {
 		t.Fatal(err)
 	}
 	intact(t, l, app, 16)
