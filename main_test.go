@@ -18,6 +18,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/program"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
@@ -34,7 +35,7 @@ func build(t *testing.T) (*pocketbase.PocketBase, *settings.Settings, []extensio
 		t.Fatal(err)
 	}
 	pb := program.New(program.Info{DataDir: t.TempDir(), DBConnect: db.Connect}, nil)
-	list, _ := features(cfg, pb, db)
+	list, _ := features(cfg, pb, db, operations.New())
 	return pb, cfg.settings, list
 }
 
