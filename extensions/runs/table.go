@@ -91,6 +91,9 @@ type Status struct {
 	Err string `json:"-"`
 }
 
+// FinishedForGood reports whether nobody will work on the run any more.
+func (s Status) FinishedForGood() bool { return s.State != Queued && s.State != Running }
+
 func (r *row) owner() Owner { return Owner{Collection: r.OwnerCollection, ID: r.Owner} }
 
 func (r *row) status() Status {
