@@ -66,7 +66,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		metrics.New(cfg.metrics, len(cfg.api.TrustedProxies) > 0, all),
 		store.New(db),
 		secrets.New(cfg.secrets, vault),
-		ratelimit.New(cfg.ratelimit, guard.Familiar(sess.KnownDevice)),
+		ratelimit.New(cfg.ratelimit, guard.Familiar(sess.KnownDevice), ops.Cost),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, sess.Verify)),
 		audit.New(),
 		apikeys.New(),

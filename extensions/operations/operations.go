@@ -115,7 +115,7 @@ type Description struct {
 	KeyRequired bool   `json:"idempotencyKeyRequired"`
 }
 
-var namePattern = regexp.MustCompile(`^[a-z][a-zA-Z0-9]*(\.[a-z][a-zA-Z0-9]*)+$`)
+var namePattern = regexp.MustCompile(`^[a-z][a-z0-9]*(\.[a-z][a-zA-Z0-9]*)+$`)
 
 // Define makes an operation. A mistake in the declaration stops the program when it starts.
 func Define[In, Out any](s Spec[In, Out]) Operation {

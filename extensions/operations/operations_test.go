@@ -96,7 +96,7 @@ func set() *operations.Operations {
 		define("order", nil),
 		define("guest", func(s *operations.Spec[order, receipt]) { s.Callers.Guests = true }),
 		define("others", func(s *operations.Spec[order, receipt]) { s.Callers.Collections = []string{"customers"} }),
-		define("ruled", func(s *operations.Spec[order, receipt]) {
+		define("ruledOne", func(s *operations.Spec[order, receipt]) {
 			s.Callers.Rule = `verified = true && @request.body.item = "tea" && @collection.items.title ?= "open"`
 		}),
 		define("staff", func(s *operations.Spec[order, receipt]) { s.Callers.Role, s.Callers.Rule = "support", "id = ''" }),
@@ -239,10 +239,10 @@ func TestRules(t *testing.T) {
 	}
 	tea := map[string]any{"item": "tea"}
 	apptest.Run(t, start, []apptest.Scenario{
-		{Name: "not verified", Request: call("ruled", tea), Before: open("ann"), Status: 403, Code: "operations.caller_refused", After: audited(`probe.ruled denied user  {"error":"operations.caller_refused","item":"tea"}`, 1)},
-		{Name: "another collection does not hold it", Request: call("ruled", tea), Before: as("verified"), Status: 403},
-		{Name: "another body", Request: call("ruled", map[string]any{"item": "milk"}), Before: open("verified"), Status: 403},
-		{Name: "all hold", Request: call("ruled", tea), Before: open("verified"), Status: 200},
+		{Name: "not verified", Request: call("ruledOne", tea), Before: open("ann"), Status: 403, Code: "operations.caller_refused", After: audited(`probe.ruledOne denied user  {"error":"operations.caller_refused","item":"tea"}`, 1)},
+		{Name: "another collection does not hold it", Request: call("ruledOne", tea), Before: as("verified"), Status: 403},
+		{Name: "another body", Request: call("ruledOne", map[string]any{"item": "milk"}), Before: open("verified"), Status: 403},
+		{Name: "all hold", Request: call("ruledOne", tea), Before: open("verified"), Status: 200},
 	})
 }
 
@@ -355,8 +355,8 @@ func TestCallFromGo(t *testing.T) {
 		want    error
 	}{
 		{"probe.order", user, order{Item: "tea"}, nil},
-		{"probe.ruled", user, order{Item: "tea"}, operations.ErrCallerRefused},
-		{"probe.ruled", nil, order{Item: "tea"}, nil},
+		{"probe.ruledOne", user, order{Item: "tea"}, operations.ErrCallerRefused},
+		{"probe.ruledOne", nil, order{Item: "tea"}, nil},
 		{"probe.others", user, order{Item: "tea"}, operations.ErrCallerRefused},
 		{"probe.order", nil, map[string]any{"item": 1}, api.ErrValidation},
 		{"probe.nothing", nil, nil, operations.ErrUnknown},
@@ -379,7 +379,7 @@ func TestCallFromGo(t *testing.T) {
 	}
 	items(t, app, 2)
 	want := `probe.order success system items {"account":"` + user.Id + `","after":"tea","item":"tea"}` + "\n" +
-		`probe.ruled success system items {"after":"tea","item":"tea"}`
+		`probe.ruledOne success system items {"after":"tea","item":"tea"}`
 	if got := entries(t, app); got != want {
 		t.Errorf("audit:\n%s", got)
 	}
