@@ -286,7 +286,7 @@ func TestSectionsAndForget(t *testing.T) {
 func TestStopInTheMiddle(t *testing.T) {
 	f := start(t, atOnce)
 	f.world(t)
-	f.insert(t, "notes", 2000, func(int) dbx.Params {
+	f.insert(t, "notes", 600, func(int) dbx.Params {
 		return dbx.Params{"id": core.GenerateDefaultRandomId(), "owner": f.ada.Id, "file": "[]"}
 	})
 	x := f.runs.Extension()

@@ -80,10 +80,7 @@ func newEraser(app core.App, run *runs.Run, p *plan, logger *slog.Logger) *erase
 
 // everything deletes what belongs to the account, and empties what else refers to it.
 func (e *eraser) everything(ctx context.Context, account *core.Record) error {
-	for _, s := range e.plan.sets {
-		if !s.erase {
-			continue // deleted with what it belongs to, or kept
-		}
+	for _, s := range e.plan.farFirst() {
 		if err := e.set(ctx, s, account.Id); err != nil {
 			return err
 		}

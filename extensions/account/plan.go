@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 
@@ -260,6 +261,29 @@ func (s *set) condition() string {
 		parts[i] = p + " ?= " + placeholder
 	}
 	return strings.Join(parts, " || ")
+}
+
+// farFirst are the sets to delete by themselves, in an order in which none is needed to find a later one: what is found
+// over other collections first. All others are deleted with what they belong to, or kept.
+func (p *plan) farFirst() []*set {
+	var out []*set
+	for _, s := range p.sets {
+		if s.erase {
+			out = append(out, s)
+		}
+	}
+	far := func(s *set) int {
+		if s.filter != "" {
+			return math.MaxInt
+		}
+		n := 0
+		for _, path := range s.paths {
+			n = max(n, strings.Count(path, "."))
+		}
+		return n
+	}
+	slices.SortStableFunc(out, func(a, b *set) int { return cmp.Compare(far(b), far(a)) })
+	return out
 }
 
 // references are the relations that lead to a collection. Those to the accounts themselves are the plan's business.
