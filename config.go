@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/satchelbase/satchel/extensions/account"
 	"github.com/satchelbase/satchel/extensions/anonymous"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/attestation"
@@ -19,6 +20,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/passwords"
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
+	"github.com/satchelbase/satchel/extensions/runs"
 	"github.com/satchelbase/satchel/extensions/secrets"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
@@ -60,6 +62,7 @@ func (g general) production() bool { return g.Mode == "production" }
 type config struct {
 	settings    *settings.Settings
 	general     general
+	account     account.Config
 	anonymous   anonymous.Config
 	api         api.Config
 	attestation attestation.Config
@@ -68,6 +71,7 @@ type config struct {
 	passwords   passwords.Config
 	ratelimit   ratelimit.Config
 	records     records.Config
+	runs        runs.Config
 	secrets     secrets.Config
 	guard       guard.Config
 	health      health.Config
@@ -86,6 +90,7 @@ func read(s *settings.Settings) config {
 		settings:    s,
 		general:     g,
 		secrets:     secrets.Config{MasterKey: g.MasterKey, MasterKeyFile: s.SecretFile("SATCHEL_MASTER_KEY"), Previous: g.MasterKeyPrevious},
+		account:     settings.Section[account.Config](s, "account"),
 		anonymous:   settings.Section[anonymous.Config](s, "anonymous"),
 		api:         settings.Section[api.Config](s, "api"),
 		attestation: settings.Section[attestation.Config](s, "attestation"),
@@ -94,6 +99,7 @@ func read(s *settings.Settings) config {
 		passwords:   settings.Section[passwords.Config](s, "passwords"),
 		ratelimit:   settings.Section[ratelimit.Config](s, "ratelimit"),
 		records:     settings.Section[records.Config](s, "records"),
+		runs:        settings.Section[runs.Config](s, "runs"),
 		guard:       settings.Section[guard.Config](s, "guard"),
 		identities:  settings.Section[identities.Config](s, "identities"),
 		health:      settings.Section[health.Config](s, "health"),

@@ -9,10 +9,15 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/account"
+	"github.com/satchelbase/satchel/extensions/audit"
+	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/operations"
+	"github.com/satchelbase/satchel/extensions/passkeys"
 	"github.com/satchelbase/satchel/extensions/program"
 	"github.com/satchelbase/satchel/extensions/sessions"
+	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/store"
 	"github.com/satchelbase/satchel/hooks"
 )
@@ -37,6 +42,16 @@ func install(cfg config, pb *pocketbase.PocketBase, app core.App, db *store.Stor
 	}
 	hooks.Bind(app, hooks.Deps{})
 	return h, list, sess, nil
+}
+
+// sections is what features hold of an account besides records. They delete it with the account's record.
+func sections() []account.Section {
+	return []account.Section{
+		{Name: "sessions", Export: login.Export},
+		{Name: "identities", Export: identities.Export},
+		{Name: "passkeys", Export: passkeys.Export},
+		{Name: "audit", Export: audit.Export},
+	}
 }
 
 // sandbox returns a function that opens the program on a copy of the data.

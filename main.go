@@ -9,6 +9,7 @@ import (
 	"github.com/pocketbase/pocketbase"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/account"
 	"github.com/satchelbase/satchel/extensions/anonymous"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/apikeys"
@@ -35,6 +36,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
 	"github.com/satchelbase/satchel/extensions/rules"
+	"github.com/satchelbase/satchel/extensions/runs"
 	"github.com/satchelbase/satchel/extensions/secrets"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
@@ -58,7 +60,12 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		Vault: vault, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Password: hasher.Verify, SecondFactor: totp.Enabled,
 	})
 	all := func() []extensions.Extension { return list }
-	ops.Add(hooks.Operations())
+	background := runs.New(cfg.runs)
+	accounts := account.New(cfg.account, account.Deps{
+		Runs: background, Key: vault.Key, Map: hooks.Accounts(), Sections: sections(), Recent: sess.Recent, Anonymous: anonymous.Is,
+		EndSessions: sess.EndAll, Audit: audit.Note, Version: db.TableVersion,
+	})
+	ops.Add(hooks.Operations(), accounts.Operations())
 	list = []extensions.Extension{
 		api.New(cfg.api),
 		logs.New(cfg.logs),
@@ -87,6 +94,8 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 			Passkeys: passkeys.Has, Upgraded: anonymous.Upgraded,
 		}),
 		ops.Extension(operations.Deps{Recent: sess.Recent, Attested: gate.Require, Audit: audit.Note}),
+		background.Extension(),
+		accounts.Extension(),
 		records.New(cfg.records, db),
 		health.New(cfg.health, all),
 		demo.New(),

@@ -26,6 +26,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/account/ownership"
 	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/runs"
 	"github.com/satchelbase/satchel/extensions/settings"
@@ -68,6 +69,18 @@ func (c Config) Validate() error {
 	}
 	return errors.Join(problems...)
 }
+
+// Map says, by the name of a collection, what of it belongs to an account.
+type Map = ownership.Map
+
+// Rule says which records of a collection belong to an account and what becomes of them.
+type Rule = ownership.Rule
+
+// What becomes of a record when its account is deleted.
+const (
+	Erase = ownership.Erase
+	Blank = ownership.Blank
+)
 
 // Section is what another feature holds of an account. Either function may be nil. Export writes one JSON value, which
 // becomes <Name>.json. Delete is called in a transaction of its own before the account is deleted; it must be quick, and
@@ -199,8 +212,8 @@ func (a *Accounts) stop(context.Context) error {
 }
 
 // plan is what is exported and deleted of accounts of the collection. The schema may have changed since the last time.
-func (a *Accounts) plan(app core.App, accounts *core.Collection) (*plan, error) {
-	p, err := newPlan(app, accounts, a.deps.Map)
+func (a *Accounts) plan(app core.App, accounts *core.Collection) (*ownership.Plan, error) {
+	p, err := ownership.New(app, accounts, a.deps.Map)
 	if err != nil {
 		return nil, fmt.Errorf("plan for accounts of %s: %w", accounts.Name, err)
 	}

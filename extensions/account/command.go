@@ -1,7 +1,6 @@
 package account
 
 import (
-	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -9,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -17,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/account/ownership"
 	"github.com/satchelbase/satchel/extensions/cli"
 )
 
@@ -45,7 +44,7 @@ func (a *Accounts) exportCommand(h *extensions.Host) *cobra.Command {
 			if output == "" {
 				output = "account-" + account.Id + ".zip"
 			}
-			file, err := os.OpenFile(output, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600) //nolint:gosec // the operator chooses the file
+			file, err := os.OpenFile(output, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 			if err != nil {
 				return cli.Fail(cli.ExitError, "the file cannot be made", err.Error(), "choose another one with --output")
 			}
@@ -157,30 +156,20 @@ func (a *Accounts) mapCommand(h *extensions.Host) *cobra.Command {
 				return err
 			}
 			if cli.JSON(cmd) {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string][]line{"map": lines})
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(map[string][]ownership.Line{"map": lines})
 			}
 			return printMap(cmd.OutOrStdout(), lines)
 		},
 	}
 }
 
-// line is what happens to the records of one collection.
-type line struct {
-	Accounts   string `json:"accounts"` // the collection of the accounts
-	Collection string `json:"collection"`
-	By         string `json:"by"` // what makes a record belong to an account
-	Export     bool   `json:"export"`
-	Delete     string `json:"delete"`
-	Warning    string `json:"warning,omitempty"`
-}
-
 // describe lists the plans for all collections of users.
-func (a *Accounts) describe(app core.App) ([]line, error) {
+func (a *Accounts) describe(app core.App) ([]ownership.Line, error) {
 	collections, err := app.FindAllCollections(core.CollectionTypeAuth)
 	if err != nil {
 		return nil, fmt.Errorf("find collections: %w", err)
 	}
-	lines := []line{}
+	lines := []ownership.Line{}
 	for _, c := range collections {
 		if c.Name == core.CollectionNameSuperusers {
 			continue
@@ -189,79 +178,12 @@ func (a *Accounts) describe(app core.App) ([]line, error) {
 		if err != nil {
 			return nil, err
 		}
-		lines = append(lines, p.describe()...)
+		lines = append(lines, p.Describe()...)
 	}
 	return lines, nil
 }
 
-func (p *plan) describe() []line {
-	var lines []line
-	for _, s := range p.sets {
-		l := line{Accounts: p.accounts.Name, Collection: s.collection.Name, By: s.note, Export: s.export, Delete: "deleted"}
-		if !s.erase {
-			l.Delete = "deleted with what it belongs to"
-		}
-		for _, path := range s.paths {
-			if hop, _, deep := strings.Cut(path, "."); deep {
-				l.Warning = cmp.Or(l.Warning, unindexed(s.collection, hop))
-			}
-		}
-		lines = append(lines, l)
-	}
-	for _, r := range p.direct {
-		l := line{Accounts: p.accounts.Name, Collection: r.collection.Name, By: r.field.Name, Delete: "kept, " + r.field.Name + " emptied"}
-		if r.erase {
-			l.Delete = "deleted"
-			if r.field.IsMultiple() {
-				l.Delete = "deleted when nobody else is in " + r.field.Name
-			}
-		}
-		if !r.field.IsMultiple() { // an index cannot help with several
-			l.Warning = unindexed(r.collection, r.field.Name)
-		}
-		at := -1
-		for i := range lines {
-			if lines[i].Collection == l.Collection && lines[i].By == l.By {
-				at = i
-			}
-		}
-		if at < 0 {
-			lines = append(lines, l)
-			continue
-		}
-		lines[at].Delete, lines[at].Warning = l.Delete, l.Warning
-	}
-	for _, name := range p.undecided {
-		collection, field, _ := strings.Cut(name, ".")
-		if !slices.ContainsFunc(lines, func(l line) bool { return l.Collection == collection && l.By == field }) {
-			lines = append(lines, line{
-				Accounts: p.accounts.Name, Collection: collection, By: field, Delete: "deleted with what it belongs to",
-				Warning: "undecided: it belongs to records that a filter of the map selects, so only the map can say how it is exported",
-			})
-			continue
-		}
-		for i := range lines {
-			if lines[i].Collection == collection && lines[i].By == field {
-				lines[i].Warning = "undecided: neither required nor deleted with the account, and not in the map"
-			}
-		}
-	}
-	return lines
-}
-
-// unindexed warns of a relation for which every record that is deleted makes SQLite read the whole table.
-func unindexed(c *core.Collection, field string) string {
-	for _, index := range c.Indexes {
-		_, columns, _ := strings.Cut(index, "(")
-		first := strings.FieldsFunc(columns, func(r rune) bool { return strings.ContainsRune(" ,()`\"[]\n\t", r) })
-		if len(first) > 0 && first[0] == field {
-			return ""
-		}
-	}
-	return "no index begins with " + field + ", so a deletion reads the whole table for each record"
-}
-
-func printMap(w io.Writer, lines []line) error {
+func printMap(w io.Writer, lines []ownership.Line) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(t, "ACCOUNTS\tCOLLECTION\tBY\tEXPORTED\tWHEN THE ACCOUNT IS DELETED\tWARNING")
 	for _, l := range lines {

@@ -163,7 +163,8 @@ func TestGrace(t *testing.T) {
 	// Whoever signs in may cancel, and nothing else.
 	token = f.signIn(t, "ada@example.test")
 	for _, request := range []apptest.Request{
-		{Path: "/api/v1/collections/notes/records"}, {Path: "/api/collections/notes/records"},
+		{Path: "/api/v1/collections/notes/records"},
+		{Path: "/api/collections/notes/records"},
 		{Method: http.MethodPost, Path: "/api/v1/batch", Body: map[string]any{"requests": []any{}}},
 		{Method: http.MethodPost, Path: "/api/realtime", Body: map[string]any{}},
 		{Method: http.MethodPatch, Path: "/api/v1/collections/users/records/" + f.ada.Id, Body: map[string]any{"name": "x"}},

@@ -14,6 +14,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/account/ownership"
 	"github.com/satchelbase/satchel/extensions/runs"
 )
 
@@ -52,14 +53,14 @@ type position struct {
 type eraser struct {
 	app    core.App
 	run    *runs.Run
-	plan   *plan
+	plan   *ownership.Plan
 	logger *slog.Logger
 	pos    position
 
 	stack    []*level
 	pending  map[key]struct{} // on the stack
 	failed   map[key]error
-	incoming map[string][]reference
+	incoming map[string][]ownership.Reference
 }
 
 // key names a record; collection is an id.
@@ -71,16 +72,16 @@ type level struct {
 	ids        []string
 }
 
-func newEraser(app core.App, run *runs.Run, p *plan, logger *slog.Logger) *eraser {
+func newEraser(app core.App, run *runs.Run, p *ownership.Plan, logger *slog.Logger) *eraser {
 	return &eraser{
 		app: app, run: run, plan: p, logger: logger,
-		pending: map[key]struct{}{}, failed: map[key]error{}, incoming: map[string][]reference{},
+		pending: map[key]struct{}{}, failed: map[key]error{}, incoming: map[string][]ownership.Reference{},
 	}
 }
 
 // everything deletes what belongs to the account, and empties what else refers to it.
 func (e *eraser) everything(ctx context.Context, account *core.Record) error {
-	for _, s := range e.plan.farFirst() {
+	for _, s := range e.plan.FarFirst() {
 		if err := e.set(ctx, s, account.Id); err != nil {
 			return err
 		}
@@ -108,15 +109,15 @@ func (e *eraser) verdict() error {
 	return nil
 }
 
-func (e *eraser) set(ctx context.Context, s *set, account string) error {
+func (e *eraser) set(ctx context.Context, s *ownership.Set, account string) error {
 	after := ""
 	for {
-		ids, err := s.ids(e.app, account, after, window)
+		ids, err := s.IDs(e.app, account, after, window)
 		if err != nil || len(ids) == 0 {
 			return err
 		}
 		after = ids[len(ids)-1]
-		e.push(s.collection, ids)
+		e.push(s.Collection, ids)
 		if err := e.unwind(ctx); err != nil {
 			return err
 		}
@@ -179,7 +180,7 @@ func (e *eraser) unwind(ctx context.Context) error {
 func (e *eraser) clear(ctx context.Context, c *core.Collection, targets []string) (deeper bool, err error) {
 	refs, known := e.incoming[c.Id]
 	if !known {
-		if refs, err = e.plan.references(e.app, c); err != nil {
+		if refs, err = e.plan.References(e.app, c); err != nil {
 			return false, err
 		}
 		e.incoming[c.Id] = refs
@@ -187,7 +188,7 @@ func (e *eraser) clear(ctx context.Context, c *core.Collection, targets []string
 	for _, ref := range refs {
 		after := ""
 		for {
-			ids, err := ref.ids(e.app, targets, after, window)
+			ids, err := ref.IDs(e.app, targets, after, window)
 			if err != nil {
 				return false, err
 			}
@@ -195,12 +196,12 @@ func (e *eraser) clear(ctx context.Context, c *core.Collection, targets []string
 				break
 			}
 			after = ids[len(ids)-1]
-			if !ref.erase || ref.field.IsMultiple() {
+			if !ref.Erase || ref.Field.IsMultiple() {
 				if ids, err = e.detach(ctx, ref, ids, targets); err != nil {
 					return false, err
 				}
 			}
-			if e.push(ref.collection, ids) {
+			if e.push(ref.Collection, ids) {
 				return true, nil
 			}
 		}
@@ -209,25 +210,25 @@ func (e *eraser) clear(ctx context.Context, c *core.Collection, targets []string
 }
 
 // detach takes the targets out of a relation, and returns the records that are to be deleted because nothing else is in it.
-func (e *eraser) detach(ctx context.Context, ref reference, ids, targets []string) (orphans []string, err error) {
-	err = e.portions(ctx, ref.collection, ids, func(ctx context.Context, tx core.App, id string) error {
-		k := key{ref.collection.Id, id}
+func (e *eraser) detach(ctx context.Context, ref ownership.Reference, ids, targets []string) (orphans []string, err error) {
+	err = e.portions(ctx, ref.Collection, ids, func(ctx context.Context, tx core.App, id string) error {
+		k := key{ref.Collection.Id, id}
 		if _, waits := e.pending[k]; waits { // it is going to be deleted itself
 			return nil
 		}
-		record, err := tx.FindRecordById(ref.collection, id)
+		record, err := tx.FindRecordById(ref.Collection, id)
 		if errors.Is(err, sql.ErrNoRows) {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		left := slices.DeleteFunc(record.GetStringSlice(ref.field.Name), func(id string) bool { return slices.Contains(targets, id) })
-		if len(left) == 0 && ref.erase {
+		left := slices.DeleteFunc(record.GetStringSlice(ref.Field.Name), func(id string) bool { return slices.Contains(targets, id) })
+		if len(left) == 0 && ref.Erase {
 			orphans = append(orphans, id)
 			return nil
 		}
-		record.Set(ref.field.Name, left)
+		record.Set(ref.Field.Name, left)
 		// Not validated: the field may be required, and others may refer to what was deleted a moment ago.
 		return tx.SaveNoValidateWithContext(ctx, record)
 	})

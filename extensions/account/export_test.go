@@ -108,7 +108,14 @@ func TestExport(t *testing.T) {
 	if !strings.Contains(files["account.json"], `"email":"ada@example.test"`) || !strings.Contains(files["devices.json"], "phone of "+f.ada.Id) {
 		t.Errorf("%s %s", files["account.json"], files["devices.json"])
 	}
-	var m manifest
+	var m struct {
+		Account     struct{ ID string }
+		Collections []struct {
+			Collection                   string
+			Records, Files, MissingFiles int64
+			Fields                       map[string]string
+		}
+	}
 	if err := json.Unmarshal([]byte(files["manifest.json"]), &m); err != nil || len(m.Collections) != 6 || m.Account.ID != f.ada.Id {
 		t.Fatalf("%s", files["manifest.json"])
 	}

@@ -2,6 +2,7 @@ package account
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -12,11 +13,10 @@ import (
 	"strings"
 	"time"
 
-	"crypto/rand"
-
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
+	"github.com/satchelbase/satchel/extensions/account/archive"
 	"github.com/satchelbase/satchel/extensions/account/sealed"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/operations"
@@ -40,7 +40,7 @@ const (
 // Export is a file with the data of an account, or the wish for one.
 type Export struct {
 	ID        string    `json:"id"`
-	State     string    `json:"state" jsonschema:"enum=running,enum=ready,enum=failed"`
+	State     string    `json:"state" enum:"running,ready,failed"`
 	Run       string    `json:"run"`
 	CreatedAt time.Time `json:"createdAt"`
 	ExpiresAt time.Time `json:"expiresAt"`
@@ -140,6 +140,21 @@ func (a *Accounts) requestExport(tx core.App, account *core.Record) (Export, err
 		return Export{}, fmt.Errorf("note export: %w", err)
 	}
 	return a.exportOf(tx, r)
+}
+
+// write makes the archive of an account.
+func (a *Accounts) write(ctx context.Context, w io.Writer, account *core.Record, progress func(done int64)) error {
+	p, err := a.plan(a.app, account.Collection())
+	if err != nil {
+		return err
+	}
+	from := archive.Source{App: a.app, Account: account, Plan: p, Now: a.now()}
+	for _, s := range a.deps.Sections {
+		if s.Export != nil {
+			from.Sections = append(from.Sections, archive.Section{Name: s.Name, Export: s.Export})
+		}
+	}
+	return archive.Write(ctx, w, from, progress)
 }
 
 func (a *Accounts) folder() string { return filepath.Join(a.app.DataDir(), "account_exports") }

@@ -38,6 +38,11 @@ func TestKill(t *testing.T) {
 	for i := range more / 8 { // some with files below them
 		f.add(t, "attachments", "ada-attachment", map[string]any{"note": fmt.Sprintf("note%011d", i*8)}, "content")
 	}
+	hurry := func() { // a run whose process has died often has to wait, which is tested elsewhere
+		if _, err := f.NonconcurrentDB().Update("runs_runs", dbx.Params{"due_at": 0}, dbx.HashExp{"state": "queued"}).Execute(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	x := f.runs.Extension()
 	if err := x.Stop(t.Context()); err != nil {
 		t.Fatal(err)
@@ -58,13 +63,10 @@ func TestKill(t *testing.T) {
 		for lines := bufio.NewScanner(out); lines.Scan() && !strings.Contains(lines.Text(), "working"); {
 		}
 		await(t, "some progress", func() bool {
-			// A run whose process has died often has to wait, which is tested elsewhere.
-			if _, err := f.NonconcurrentDB().Update("runs_runs", dbx.Params{"due_at": 0}, dbx.HashExp{"state": "queued"}).Execute(); err != nil {
-				t.Fatal(err)
-			}
+			hurry()
 			return f.count(t, "notes") < before || f.count(t, "users WHERE id = '"+f.ada.Id+"'") == 0
 		})
-		time.Sleep(rand.N(100 * time.Millisecond)) //nolint:gosec // any point will do
+		time.Sleep(rand.N(100 * time.Millisecond))
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
@@ -77,8 +79,10 @@ func TestKill(t *testing.T) {
 	if err := x.Start(t.Context(), f.Host); err != nil {
 		t.Fatal(err)
 	}
-	f.gone(t, f.ada)
-	await(t, "the end of the run", func() bool { return f.count(t, "runs_runs WHERE state = 'succeeded'") == 1 })
+	await(t, "the end of the run", func() bool {
+		hurry()
+		return f.count(t, "runs_runs WHERE state = 'succeeded'") == 1
+	})
 	f.remains(t)
 }
 

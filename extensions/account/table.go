@@ -66,7 +66,7 @@ func forgetDeletion(tx core.App, k key) error {
 
 // Status is where an account stands.
 type Status struct {
-	State       string     `json:"state" jsonschema:"enum=active,enum=scheduled,enum=deleting"`
+	State       string     `json:"state" enum:"active,scheduled,deleting"`
 	RequestedAt *time.Time `json:"requestedAt"`
 	DeleteAt    *time.Time `json:"deleteAt"`
 	Exports     []Export   `json:"exports"`

@@ -43,7 +43,7 @@ func seal(key, salt []byte, name string) (cipher.AEAD, error) {
 }
 
 func nonce(chunk int64, last bool) []byte {
-	out := binary.BigEndian.AppendUint64(make([]byte, 0, 12), uint64(chunk)) //nolint:gosec // chunks are counted from 0
+	out := binary.BigEndian.AppendUint64(make([]byte, 0, 12), uint64(chunk))
 	if last {
 		return append(out, 0, 0, 0, 1)
 	}

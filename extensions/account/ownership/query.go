@@ -1,4 +1,4 @@
-package account
+package ownership
 
 import (
 	"fmt"
@@ -10,16 +10,16 @@ import (
 	"github.com/pocketbase/pocketbase/tools/search"
 )
 
-// ids returns the next ids of the set after one, in their order. Reading by ids instead of in one go holds no transaction
+// IDs returns the next ids of the set after one, in their order. Reading by ids instead of in one go holds no transaction
 // open: a long one would keep the write-ahead log from being cut.
-func (s *set) ids(app core.App, account, after string, limit int) ([]string, error) {
-	table := s.collection.Name
+func (s *Set) IDs(app core.App, account, after string, limit int) ([]string, error) {
+	table := s.Collection.Name
 	column := table + ".id"
 	q := app.ConcurrentDB().Select(column).From(table)
 	if s.field != nil {
 		q.AndWhere(refersTo(table, s.field, []string{account}))
 	} else {
-		resolver := core.NewRecordFieldResolver(app, s.collection, nil, true)
+		resolver := core.NewRecordFieldResolver(app, s.Collection, nil, true)
 		expr, err := search.FilterData(s.condition()).BuildExpr(resolver, dbx.Params{"account": account})
 		if err != nil {
 			return nil, fmt.Errorf("select records of %s by %q: %w", table, s.condition(), err)
@@ -32,11 +32,11 @@ func (s *set) ids(app core.App, account, after string, limit int) ([]string, err
 	return column1(q, column, after, limit)
 }
 
-// ids returns the next ids of records that refer to one of the targets.
-func (r reference) ids(app core.App, targets []string, after string, limit int) ([]string, error) {
-	table := r.collection.Name
+// IDs returns the next ids of records that refer to one of the targets.
+func (r Reference) IDs(app core.App, targets []string, after string, limit int) ([]string, error) {
+	table := r.Collection.Name
 	column := table + ".id"
-	return column1(app.ConcurrentDB().Select(column).From(table).AndWhere(refersTo(table, r.field, targets)), column, after, limit)
+	return column1(app.ConcurrentDB().Select(column).From(table).AndWhere(refersTo(table, r.Field, targets)), column, after, limit)
 }
 
 func column1(q *dbx.SelectQuery, column, after string, limit int) ([]string, error) {

@@ -1,4 +1,6 @@
-package account
+// Package ownership says which records belong to an account, and what becomes of them when it is deleted: by what the
+// schema says, and by what the app says instead. It reads collections and ids, and changes nothing.
+package ownership
 
 import (
 	"cmp"
@@ -44,42 +46,44 @@ const (
 // placeholder is the id of the account in filters.
 const placeholder = "{:account}"
 
-// set is the records of a collection that belong to an account.
-type set struct {
-	collection *core.Collection
-	field      *core.RelationField // the relation to the account, when that alone decides
-	paths      []string            // ways to the account, any of which decides
-	filter     string              // what decides instead
-	export     bool
-	hidden     bool
-	erase      bool
-	note       string // for people
+// Set is the records of a collection that belong to an account.
+type Set struct {
+	Collection *core.Collection
+	Export     bool // the records are part of an export
+	Hidden     bool // and so are their hidden fields
+	Erase      bool // they are deleted for themselves; others are deleted with what they belong to, or kept
+
+	field  *core.RelationField // the relation to the account, when that alone decides
+	paths  []string            // ways to the account, any of which decides
+	filter string              // what decides instead
+	note   string              // for people
 }
 
-// reference is a relation from one collection to another.
-type reference struct {
-	collection *core.Collection
-	field      *core.RelationField
-	erase      bool // a record is deleted when all that it refers to is; otherwise the relation is emptied
+// Reference is a relation from one collection to another.
+type Reference struct {
+	Collection *core.Collection
+	Field      *core.RelationField
+	Erase      bool // a record is deleted when all that it refers to is; otherwise the relation is emptied
 }
 
-// plan is what the export and the deletion of accounts of a collection do.
-type plan struct {
-	accounts  *core.Collection
-	sets      []*set      // in the order of names
-	direct    []reference // relations to the account
-	undecided []string    // for people
+// Plan is what the export and the deletion of accounts of a collection do.
+type Plan struct {
+	Accounts *core.Collection
+	Sets     []*Set      // in the order of names
+	Direct   []Reference // relations to the account
+
+	undecided []string // for people
 }
 
-// newPlan derives the plan for accounts of the collection. An error is a mistake in the map.
-func newPlan(app core.App, accounts *core.Collection, rules Map) (*plan, error) {
+// New derives the plan for accounts of the collection. An error is a mistake in the map.
+func New(app core.App, accounts *core.Collection, rules Map) (*Plan, error) {
 	all, err := app.FindAllCollections()
 	if err != nil {
 		return nil, fmt.Errorf("find collections: %w", err)
 	}
 	all = slices.DeleteFunc(all, func(c *core.Collection) bool { return c.IsView() || c.System })
 	slices.SortFunc(all, func(a, b *core.Collection) int { return cmp.Compare(a.Name, b.Name) })
-	b := &planner{plan: &plan{accounts: accounts}, rules: rules, byID: map[string]*core.Collection{}, sets: map[string]*set{}}
+	b := &planner{plan: &Plan{Accounts: accounts}, rules: rules, byID: map[string]*core.Collection{}, sets: map[string]*Set{}}
 	for _, c := range all {
 		b.byID[c.Id] = c
 	}
@@ -95,16 +99,16 @@ func newPlan(app core.App, accounts *core.Collection, rules Map) (*plan, error) 
 	}
 	b.transitively(all)
 	for _, name := range slices.Sorted(maps.Keys(b.sets)) {
-		b.plan.sets = append(b.plan.sets, b.sets[name])
+		b.plan.Sets = append(b.plan.Sets, b.sets[name])
 	}
 	return b.plan, nil
 }
 
 type planner struct {
-	plan  *plan
+	plan  *Plan
 	rules Map
 	byID  map[string]*core.Collection
-	sets  map[string]*set // by the name of their collection
+	sets  map[string]*Set // by the name of their collection
 }
 
 // relations are the relation fields of a collection.
@@ -121,19 +125,19 @@ func relations(c *core.Collection) []*core.RelationField {
 // directly decides on a collection by its rule and by its own relations to the account.
 func (b *planner) directly(c *core.Collection) error {
 	rule, ruled := b.rules[c.Name]
-	s := &set{collection: c, export: !rule.Private, hidden: rule.Hidden, erase: rule.Delete == Erase}
+	s := &Set{Collection: c, Export: !rule.Private, Hidden: rule.Hidden, Erase: rule.Delete == Erase}
 	var owners []*core.RelationField
 	for _, f := range relations(c) {
-		if f.CollectionId != b.plan.accounts.Id {
+		if f.CollectionId != b.plan.Accounts.Id {
 			continue
 		}
 		bound := f.Required || f.CascadeDelete
 		blank := ruled && rule.Delete == Blank
-		b.plan.direct = append(b.plan.direct, reference{c, f, !blank && (bound || rule.Owner == f.Name)})
+		b.plan.Direct = append(b.plan.Direct, Reference{c, f, !blank && (bound || rule.Owner == f.Name)})
 		if bound || ruled {
 			owners = append(owners, f)
 		}
-		if !bound && !ruled && c.Id != b.plan.accounts.Id {
+		if !bound && !ruled && c.Id != b.plan.Accounts.Id {
 			b.plan.undecided = append(b.plan.undecided, c.Name+"."+f.Name)
 		}
 	}
@@ -154,18 +158,18 @@ func (b *planner) directly(c *core.Collection) error {
 		s.paths = []string{rule.Owner}
 		if i := slices.IndexFunc(owners, func(f *core.RelationField) bool { return f.Name == rule.Owner }); i >= 0 {
 			s.field = owners[i]
-			s.erase = s.erase && !s.field.IsMultiple()
+			s.Erase = s.Erase && !s.field.IsMultiple()
 		}
 		b.sets[c.Name] = s
-	case len(owners) > 0 && c.Id != b.plan.accounts.Id: // accounts do not belong to accounts
+	case len(owners) > 0 && c.Id != b.plan.Accounts.Id: // accounts do not belong to accounts
 		for _, f := range owners {
 			s.paths = append(s.paths, f.Name)
-			s.erase = s.erase && !f.IsMultiple() // what is shared is left to those who remain
+			s.Erase = s.Erase && !f.IsMultiple() // what is shared is left to those who remain
 		}
 		if len(owners) == 1 {
 			s.field = owners[0]
 		} else {
-			s.erase = false // each relation decides for itself
+			s.Erase = false // each relation decides for itself
 		}
 		b.sets[c.Name] = s
 	}
@@ -182,8 +186,8 @@ func (b *planner) leads(c *core.Collection, path string) (bool, error) {
 		if !ok {
 			return false, fmt.Errorf("the map of accounts goes over %s.%s, which is no relation", c.Name, name)
 		}
-		if f.CollectionId == b.plan.accounts.Id {
-			c = b.plan.accounts
+		if f.CollectionId == b.plan.Accounts.Id {
+			c = b.plan.Accounts
 			continue
 		}
 		if c = b.byID[f.CollectionId]; c == nil {
@@ -193,7 +197,7 @@ func (b *planner) leads(c *core.Collection, path string) (bool, error) {
 	if !c.IsAuth() {
 		return false, fmt.Errorf("the way %s in the map of accounts ends at %s, which holds no accounts", path, c.Name)
 	}
-	return c.Id == b.plan.accounts.Id, nil
+	return c.Id == b.plan.Accounts.Id, nil
 }
 
 // transitively adds the collections without accounts of their own whose records are deleted with those of a set: the
@@ -227,12 +231,12 @@ func (b *planner) transitively(all []*core.Collection) {
 func (b *planner) namesAccount(c *core.Collection) bool {
 	return slices.ContainsFunc(relations(c), func(f *core.RelationField) bool {
 		target := b.byID[f.CollectionId]
-		return f.CollectionId == b.plan.accounts.Id || target == nil || target.IsAuth()
+		return f.CollectionId == b.plan.Accounts.Id || target == nil || target.IsAuth()
 	})
 }
 
-func (b *planner) following(c *core.Collection) *set {
-	var s *set
+func (b *planner) following(c *core.Collection) *Set {
+	var s *Set
 	for _, f := range relations(c) {
 		target := b.byID[f.CollectionId]
 		if target == nil || !f.CascadeDelete || f.CollectionId == c.Id || b.sets[target.Name] == nil {
@@ -240,7 +244,7 @@ func (b *planner) following(c *core.Collection) *set {
 		}
 		for _, path := range b.sets[target.Name].paths {
 			if s == nil {
-				s = &set{collection: c, export: b.sets[target.Name].export}
+				s = &Set{Collection: c, Export: b.sets[target.Name].Export}
 			}
 			s.paths = append(s.paths, f.Name+"."+path)
 		}
@@ -252,7 +256,7 @@ func (b *planner) following(c *core.Collection) *set {
 }
 
 // condition is what selects the records of the set, in the filter language.
-func (s *set) condition() string {
+func (s *Set) condition() string {
 	if s.filter != "" {
 		return s.filter
 	}
@@ -263,16 +267,16 @@ func (s *set) condition() string {
 	return strings.Join(parts, " || ")
 }
 
-// farFirst are the sets to delete by themselves, in an order in which none is needed to find a later one: what is found
+// FarFirst are the sets to delete by themselves, in an order in which none is needed to find a later one: what is found
 // over other collections first. All others are deleted with what they belong to, or kept.
-func (p *plan) farFirst() []*set {
-	var out []*set
-	for _, s := range p.sets {
-		if s.erase {
+func (p *Plan) FarFirst() []*Set {
+	var out []*Set
+	for _, s := range p.Sets {
+		if s.Erase {
 			out = append(out, s)
 		}
 	}
-	far := func(s *set) int {
+	far := func(s *Set) int {
 		if s.filter != "" {
 			return math.MaxInt
 		}
@@ -282,29 +286,29 @@ func (p *plan) farFirst() []*set {
 		}
 		return n
 	}
-	slices.SortStableFunc(out, func(a, b *set) int { return cmp.Compare(far(b), far(a)) })
+	slices.SortStableFunc(out, func(a, b *Set) int { return cmp.Compare(far(b), far(a)) })
 	return out
 }
 
-// references are the relations that lead to a collection. Those to the accounts themselves are the plan's business.
-func (p *plan) references(app core.App, c *core.Collection) ([]reference, error) {
-	if c.Id == p.accounts.Id {
-		return p.direct, nil
+// References are the relations that lead to a collection. Those to the accounts themselves are the plan's business.
+func (p *Plan) References(app core.App, c *core.Collection) ([]Reference, error) {
+	if c.Id == p.Accounts.Id {
+		return p.Direct, nil
 	}
 	found, err := app.FindCachedCollectionReferences(c)
 	if err != nil {
 		return nil, fmt.Errorf("find relations to %s: %w", c.Name, err)
 	}
-	var out []reference
+	var out []Reference
 	for from, fields := range found {
 		for _, f := range fields {
 			if r, ok := f.(*core.RelationField); ok && !from.IsView() {
-				out = append(out, reference{from, r, r.CascadeDelete})
+				out = append(out, Reference{from, r, r.CascadeDelete})
 			}
 		}
 	}
-	slices.SortFunc(out, func(a, b reference) int {
-		return cmp.Or(cmp.Compare(a.collection.Name, b.collection.Name), cmp.Compare(a.field.Name, b.field.Name))
+	slices.SortFunc(out, func(a, b Reference) int {
+		return cmp.Or(cmp.Compare(a.Collection.Name, b.Collection.Name), cmp.Compare(a.Field.Name, b.Field.Name))
 	})
 	return out, nil
 }

@@ -1,4 +1,6 @@
-package account
+// Package archive writes the data of an account into a zip file, in bounded memory and without a long transaction. It
+// decides on nothing: what belongs to the account is told to it.
+package archive
 
 import (
 	"archive/zip"
@@ -14,6 +16,8 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/filesystem"
+
+	"github.com/satchelbase/satchel/extensions/account/ownership"
 )
 
 const (
@@ -66,32 +70,44 @@ type archive struct {
 	done     int64
 }
 
-// write makes the archive of an account. It holds a few records in memory at a time, and no transaction for longer than it
-// takes to read these.
-func (a *Accounts) write(ctx context.Context, w io.Writer, account *core.Record, progress func(done int64)) error {
-	p, err := a.plan(a.app, account.Collection())
-	if err != nil {
-		return err
-	}
-	storage, err := a.app.NewFilesystem()
+// Source is what goes into an archive.
+type Source struct {
+	App      core.App
+	Account  *core.Record
+	Plan     *ownership.Plan
+	Sections []Section
+	Now      time.Time
+}
+
+// Section is what a feature holds of the account. Export writes one JSON value.
+type Section struct {
+	Name   string
+	Export func(ctx context.Context, app core.App, account *core.Record, w io.Writer) error
+}
+
+// Write makes the archive of an account. It holds a few records in memory at a time, and no transaction for longer than it
+// takes to read these. progress is told the number of records that are written.
+func Write(ctx context.Context, w io.Writer, from Source, progress func(done int64)) error {
+	account := from.Account
+	storage, err := from.App.NewFilesystem()
 	if err != nil {
 		return fmt.Errorf("open storage: %w", err)
 	}
 	defer func() { _ = storage.Close() }()
 	storage.SetContext(ctx)
-	x := &archive{app: a.app, zip: zip.NewWriter(w), storage: storage, progress: progress}
+	x := &archive{app: from.App, zip: zip.NewWriter(w), storage: storage, progress: progress}
 	if err := x.text("README.txt", []byte(readme)); err != nil {
 		return err
 	}
 	m := manifest{
-		CreatedAt: a.now().UTC().Truncate(time.Second), Collections: []manifestContents{}, Sections: []string{},
+		CreatedAt: from.Now.UTC().Truncate(time.Second), Collections: []manifestContents{}, Sections: []string{},
 		Account: manifestAccount{account.Collection().Name, account.Id, fieldTypes(account.Collection(), false)},
 	}
 	if err := x.account(account); err != nil {
 		return err
 	}
-	for _, s := range p.sets {
-		if !s.export {
+	for _, s := range from.Plan.Sets {
+		if !s.Export {
 			continue
 		}
 		contents, err := x.set(ctx, s, account.Id)
@@ -100,16 +116,13 @@ func (a *Accounts) write(ctx context.Context, w io.Writer, account *core.Record,
 		}
 		m.Collections = append(m.Collections, contents)
 	}
-	for _, s := range a.deps.Sections {
-		if s.Export == nil {
-			continue
-		}
+	for _, s := range from.Sections {
 		m.Sections = append(m.Sections, s.Name)
 		out, err := x.zip.Create(s.Name + ".json")
 		if err != nil {
 			return err
 		}
-		if err := s.Export(ctx, a.app, account, out); err != nil {
+		if err := s.Export(ctx, from.App, account, out); err != nil {
 			return fmt.Errorf("export %s: %w", s.Name, err)
 		}
 	}
@@ -145,16 +158,16 @@ func (x *archive) account(account *core.Record) error {
 }
 
 // set writes the records of a collection and then their files: an archive has one entry open at a time.
-func (x *archive) set(ctx context.Context, s *set, account string) (manifestContents, error) {
-	m := manifestContents{Collection: s.collection.Name, Fields: fieldTypes(s.collection, s.hidden)}
-	entry, err := x.zip.Create("data/" + s.collection.Name + ".json")
+func (x *archive) set(ctx context.Context, s *ownership.Set, account string) (manifestContents, error) {
+	m := manifestContents{Collection: s.Collection.Name, Fields: fieldTypes(s.Collection, s.Hidden)}
+	entry, err := x.zip.Create("data/" + s.Collection.Name + ".json")
 	if err != nil {
 		return m, err
 	}
 	out := bufio.NewWriter(entry)
 	_, _ = out.WriteString("[") // the writer remembers errors
 	err = x.each(ctx, s, account, func(record *core.Record) error {
-		raw, err := recordJSON(record, s.hidden)
+		raw, err := recordJSON(record, s.Hidden)
 		if err != nil {
 			return err
 		}
@@ -175,11 +188,11 @@ func (x *archive) set(ctx context.Context, s *set, account string) (manifestCont
 	if err := out.Flush(); err != nil {
 		return m, err
 	}
-	if !slices.ContainsFunc(s.collection.Fields, func(f core.Field) bool { return f.Type() == core.FieldTypeFile }) {
+	if !slices.ContainsFunc(s.Collection.Fields, func(f core.Field) bool { return f.Type() == core.FieldTypeFile }) {
 		return m, nil
 	}
 	return m, x.each(ctx, s, account, func(record *core.Record) error {
-		copied, missing, err := x.files(record, s.hidden)
+		copied, missing, err := x.files(record, s.Hidden)
 		m.Files += copied
 		m.MissingFiles += missing
 		return err
@@ -187,10 +200,10 @@ func (x *archive) set(ctx context.Context, s *set, account string) (manifestCont
 }
 
 // each reads the records of the set in the order of their ids.
-func (x *archive) each(ctx context.Context, s *set, account string, do func(*core.Record) error) error {
+func (x *archive) each(ctx context.Context, s *ownership.Set, account string, do func(*core.Record) error) error {
 	after := ""
 	for {
-		ids, err := s.ids(x.app, account, after, exportWindow)
+		ids, err := s.IDs(x.app, account, after, exportWindow)
 		if err != nil || len(ids) == 0 {
 			return err
 		}
@@ -200,9 +213,9 @@ func (x *archive) each(ctx context.Context, s *set, account string, do func(*cor
 				return err
 			}
 			var records []*core.Record
-			query := x.app.RecordQuery(s.collection).AndWhere(dbx.In(s.collection.Name+".id", anys(some)...)).OrderBy(s.collection.Name + ".id")
+			query := x.app.RecordQuery(s.Collection).AndWhere(dbx.In(s.Collection.Name+".id", anys(some)...)).OrderBy(s.Collection.Name + ".id")
 			if err := query.All(&records); err != nil {
-				return fmt.Errorf("read records of %s: %w", s.collection.Name, err)
+				return fmt.Errorf("read records of %s: %w", s.Collection.Name, err)
 			}
 			for _, record := range records {
 				if err := do(record); err != nil {
