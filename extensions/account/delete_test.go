@@ -94,7 +94,7 @@ func TestLeavesFirst(t *testing.T) {
 func TestCirclesAndChains(t *testing.T) {
 	f := start(t, atOnce)
 	parent, first := "", ""
-	for range 300 {
+	for range 100 {
 		parent = f.add(t, "notes", "chain", map[string]any{"owner": f.ada.Id, "parent": parent})
 		if first == "" {
 			first = parent
@@ -287,7 +287,7 @@ func TestSectionsAndForget(t *testing.T) {
 func TestStopInTheMiddle(t *testing.T) {
 	f := start(t, atOnce)
 	f.world(t)
-	f.insert(t, "notes", 600, func(int) dbx.Params {
+	f.insert(t, "notes", 300, func(int) dbx.Params {
 		return dbx.Params{"id": core.GenerateDefaultRandomId(), "owner": f.ada.Id, "file": "[]"}
 	})
 	x := f.runs.Extension()

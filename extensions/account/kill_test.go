@@ -31,7 +31,7 @@ func TestKill(t *testing.T) {
 	}
 	f := start(t, atOnce)
 	f.world(t)
-	const more = 400
+	const more = 200
 	f.insert(t, "notes", more, func(i int) dbx.Params {
 		return dbx.Params{"id": fmt.Sprintf("note%011d", i), "owner": f.ada.Id, "file": "[]"}
 	})
@@ -49,7 +49,7 @@ func TestKill(t *testing.T) {
 	}
 	answer[Status](t, f.call(t, f.signIn(t, "ada@example.test"), "account.delete"))
 	killed := 0
-	for f.count(t, "users WHERE id = '"+f.ada.Id+"'") > 0 && killed < 8 {
+	for f.count(t, "users WHERE id = '"+f.ada.Id+"'") > 0 && killed < 5 {
 		before := f.count(t, "notes")
 		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKill$", "-test.v")
 		cmd.Env = append(os.Environ(), childVariable+"="+f.DataDir())
