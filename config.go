@@ -12,6 +12,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/authcache"
 	"github.com/satchelbase/satchel/extensions/guard"
 	"github.com/satchelbase/satchel/extensions/health"
+	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
@@ -25,6 +26,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
+	"github.com/satchelbase/satchel/extensions/teams"
 	"github.com/satchelbase/satchel/extensions/totp"
 )
 
@@ -75,12 +77,14 @@ type config struct {
 	secrets     secrets.Config
 	guard       guard.Config
 	health      health.Config
+	idempotency idempotency.Config
 	identities  identities.Config
 	sessions    sessions.Config
 	memory      memory.Config
 	metrics     metrics.Config
 	passkeys    passkeys.Config
 	store       store.Config
+	teams       teams.Config
 	totp        totp.Config
 }
 
@@ -101,6 +105,7 @@ func read(s *settings.Settings) config {
 		records:     settings.Section[records.Config](s, "records"),
 		runs:        settings.Section[runs.Config](s, "runs"),
 		guard:       settings.Section[guard.Config](s, "guard"),
+		idempotency: settings.Section[idempotency.Config](s, "idempotency"),
 		identities:  settings.Section[identities.Config](s, "identities"),
 		health:      settings.Section[health.Config](s, "health"),
 		sessions:    settings.Section[sessions.Config](s, "sessions"),
@@ -108,6 +113,7 @@ func read(s *settings.Settings) config {
 		metrics:     settings.Section[metrics.Config](s, "metrics"),
 		passkeys:    settings.Section[passkeys.Config](s, "passkeys"),
 		store:       settings.Section[store.Config](s, "db"),
+		teams:       settings.Section[teams.Config](s, "teams"),
 		totp:        settings.Section[totp.Config](s, "totp"),
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"github.com/pocketbase/pocketbase"
 
 	"github.com/satchelbase/satchel/extensions"
-	"github.com/satchelbase/satchel/extensions/account"
 	"github.com/satchelbase/satchel/extensions/anonymous"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/apikeys"
@@ -23,6 +22,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/doctor"
 	"github.com/satchelbase/satchel/extensions/guard"
 	"github.com/satchelbase/satchel/extensions/health"
+	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/impersonation"
 	"github.com/satchelbase/satchel/extensions/logs"
@@ -41,6 +41,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
+	"github.com/satchelbase/satchel/extensions/teams"
 	"github.com/satchelbase/satchel/extensions/totp"
 	"github.com/satchelbase/satchel/hooks"
 	_ "github.com/satchelbase/satchel/migrations"
@@ -60,12 +61,10 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		Vault: vault, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Password: hasher.Verify, SecondFactor: totp.Enabled,
 	})
 	all := func() []extensions.Extension { return list }
+	groups := teams.New(cfg.teams, teams.Deps{PublicURL: cfg.general.PublicURL, Audit: audit.Note})
 	background := runs.New(cfg.runs)
-	accounts := account.New(cfg.account, account.Deps{
-		Runs: background, Key: vault.Key, Map: hooks.Accounts(), Sections: sections(), Recent: sess.Recent, Anonymous: anonymous.Is,
-		EndSessions: sess.EndAll, Audit: audit.Note, Version: db.TableVersion,
-	})
-	ops.Add(hooks.Operations(), accounts.Operations())
+	accounts := newAccounts(cfg.account, background, sess, db, vault.Key)
+	ops.Add(hooks.Operations(), groups.Operations(), accounts.Operations())
 	list = []extensions.Extension{
 		api.New(cfg.api),
 		logs.New(cfg.logs),
@@ -94,9 +93,13 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 			Passkeys: passkeys.Has, Upgraded: anonymous.Upgraded,
 		}),
 		ops.Extension(operations.Deps{Recent: sess.Recent, Attested: gate.Require, Audit: audit.Note}),
+		groups.Extension(),
 		background.Extension(),
 		accounts.Extension(),
 		records.New(cfg.records, db),
+		idempotency.New(cfg.idempotency, idempotency.Deps{
+			Route: ops.Policy, Before: ops.Prepare, SuspectWaits: db.SuspectWaits, Healthy: db.Healthy, Unavailable: store.IsUnavailable,
+		}),
 		health.New(cfg.health, all),
 		demo.New(),
 		rules.New(sandbox(cfg, pb)),

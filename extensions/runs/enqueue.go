@@ -7,6 +7,8 @@ import (
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/internal/pb"
 )
 
 // maxInput bounds what a run is given and what it remembers, in bytes of JSON: a run names its work, it does not hold it.
@@ -57,7 +59,7 @@ func (r *Runs) Enqueue(tx core.App, kind string, owner Owner, input any, o Optio
 			return fmt.Errorf("enqueue run %s: %w", kind, err)
 		}
 		if n, err := res.RowsAffected(); err != nil || n > 0 {
-			r.wakeAfter(tx)
+			pb.AfterCommit(tx, r.rouse)
 			return err
 		}
 		err = tx.NonconcurrentDB().NewQuery(`SELECT id FROM ` + table + ` WHERE kind = {:kind} AND unique_key = {:key} AND state IN ('queued', 'running')`).
@@ -68,13 +70,6 @@ func (r *Runs) Enqueue(tx core.App, kind string, owner Owner, input any, o Optio
 		return nil
 	})
 	return id, err
-}
-
-// wakeAfter looks for work when the transaction has been committed. Where nothing tells of that, the next poll does.
-func (r *Runs) wakeAfter(tx core.App) {
-	if info := tx.TxInfo(); info != nil {
-		info.OnComplete(func(error) error { r.rouse(); return nil })
-	}
 }
 
 func (r *Runs) rouse() {
