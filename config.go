@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/satchelbase/satchel/extensions/account"
 	"github.com/satchelbase/satchel/extensions/anonymous"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/attestation"
@@ -21,6 +22,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/passwords"
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
+	"github.com/satchelbase/satchel/extensions/runs"
 	"github.com/satchelbase/satchel/extensions/secrets"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
@@ -63,6 +65,7 @@ func (g general) production() bool { return g.Mode == "production" }
 type config struct {
 	settings    *settings.Settings
 	general     general
+	account     account.Config
 	anonymous   anonymous.Config
 	api         api.Config
 	attestation attestation.Config
@@ -72,6 +75,7 @@ type config struct {
 	passwords   passwords.Config
 	ratelimit   ratelimit.Config
 	records     records.Config
+	runs        runs.Config
 	secrets     secrets.Config
 	guard       guard.Config
 	health      health.Config
@@ -92,6 +96,7 @@ func read(s *settings.Settings) config {
 		settings:    s,
 		general:     g,
 		secrets:     secrets.Config{MasterKey: g.MasterKey, MasterKeyFile: s.SecretFile("SATCHEL_MASTER_KEY"), Previous: g.MasterKeyPrevious},
+		account:     settings.Section[account.Config](s, "account"),
 		anonymous:   settings.Section[anonymous.Config](s, "anonymous"),
 		api:         settings.Section[api.Config](s, "api"),
 		attestation: settings.Section[attestation.Config](s, "attestation"),
@@ -101,6 +106,7 @@ func read(s *settings.Settings) config {
 		passwords:   settings.Section[passwords.Config](s, "passwords"),
 		ratelimit:   settings.Section[ratelimit.Config](s, "ratelimit"),
 		records:     settings.Section[records.Config](s, "records"),
+		runs:        settings.Section[runs.Config](s, "runs"),
 		guard:       settings.Section[guard.Config](s, "guard"),
 		idempotency: settings.Section[idempotency.Config](s, "idempotency"),
 		identities:  settings.Section[identities.Config](s, "identities"),

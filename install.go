@@ -9,11 +9,19 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/account"
+	"github.com/satchelbase/satchel/extensions/anonymous"
+	"github.com/satchelbase/satchel/extensions/audit"
+	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/operations"
+	"github.com/satchelbase/satchel/extensions/passkeys"
 	"github.com/satchelbase/satchel/extensions/program"
+	"github.com/satchelbase/satchel/extensions/runs"
 	"github.com/satchelbase/satchel/extensions/sessions"
+	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/store"
+	"github.com/satchelbase/satchel/extensions/teams"
 	"github.com/satchelbase/satchel/hooks"
 )
 
@@ -37,6 +45,34 @@ func install(cfg config, pb *pocketbase.PocketBase, app core.App, db *store.Stor
 	}
 	hooks.Bind(app, hooks.Deps{})
 	return h, list, sess, nil
+}
+
+// newAccounts tells the deletion and the export of accounts what the other features hold of them.
+func newAccounts(cfg account.Config, background *runs.Runs, sess *sessions.Sessions, db *store.Store, log *audit.Log, key func(purpose string) []byte) *account.Accounts {
+	return account.New(cfg, account.Deps{
+		Runs: background, Key: key, Map: hooks.Accounts(), Recent: sess.Recent, Anonymous: anonymous.Is, EndSessions: sess.EndAll,
+		Audit: log.Note, Forget: log.Forget, Version: db.TableVersion, Blockers: teamsWithoutOwner,
+		// These delete what they hold with the account's record.
+		Sections: []account.Section{
+			{Name: "sessions", Export: login.Export},
+			{Name: "identities", Export: identities.Export},
+			{Name: "passkeys", Export: passkeys.Export},
+			{Name: "audit", Export: audit.ExportOf},
+		},
+	})
+}
+
+// teamsWithoutOwner is what a deletion of the account would leave without the one who decides.
+func teamsWithoutOwner(app core.App, user *core.Record) ([]account.Blocker, error) {
+	list, err := teams.LastOwner(app, user.Id)
+	if err != nil {
+		return nil, err
+	}
+	blockers := make([]account.Blocker, len(list))
+	for i, team := range list {
+		blockers[i] = account.Blocker{Kind: "teams", ID: team.ID, Message: "make another member of " + team.Name + " an owner, or delete the team"}
+	}
+	return blockers, nil
 }
 
 // sandbox returns a function that opens the program on a copy of the data.

@@ -36,6 +36,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
 	"github.com/satchelbase/satchel/extensions/rules"
+	"github.com/satchelbase/satchel/extensions/runs"
 	"github.com/satchelbase/satchel/extensions/secrets"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
@@ -62,7 +63,9 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 	})
 	all := func() []extensions.Extension { return list }
 	groups := teams.New(cfg.teams, teams.Deps{PublicURL: cfg.general.PublicURL, Audit: log.Note})
-	ops.Add(hooks.Operations(), groups.Operations())
+	background := runs.New(cfg.runs)
+	accounts := newAccounts(cfg.account, background, sess, db, log, vault.Key)
+	ops.Add(hooks.Operations(), groups.Operations(), accounts.Operations())
 	list = []extensions.Extension{
 		api.New(cfg.api),
 		logs.New(cfg.logs),
@@ -92,6 +95,8 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		}),
 		ops.Extension(operations.Deps{Recent: sess.Recent, Attested: gate.Require, Audit: log.Note}),
 		groups.Extension(),
+		background.Extension(),
+		accounts.Extension(),
 		records.New(cfg.records, db),
 		idempotency.New(cfg.idempotency, idempotency.Deps{
 			Route: ops.Policy, Before: ops.Prepare, SuspectWaits: db.SuspectWaits, Healthy: db.Healthy, Unavailable: store.IsUnavailable,

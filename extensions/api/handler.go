@@ -125,7 +125,7 @@ func longRunning(r *http.Request) bool {
 	if isMultipart(r) {
 		return true
 	}
-	for _, prefix := range []string{"/api/realtime", "/api/files/", "/api/backups", "/api/sql", Prefix + "/live", Prefix + "/uploads"} {
+	for _, prefix := range []string{"/api/realtime", "/api/files/", "/api/backups", "/api/sql", Prefix + "/live", Prefix + "/uploads", Prefix + "/account/exports/"} {
 		if strings.HasPrefix(r.URL.Path, prefix) {
 			return true
 		}
@@ -166,5 +166,6 @@ func mediaType(r *http.Request) string {
 func uncompressed(r *http.Request) bool {
 	path := r.URL.Path
 	return strings.HasPrefix(path, "/api/realtime") || strings.HasPrefix(path, "/api/files/") || strings.HasPrefix(path, "/_/") ||
-		strings.HasPrefix(path, "/api/backups") || strings.HasPrefix(path, Prefix+"/live") || isAuth(path)
+		strings.HasPrefix(path, "/api/backups") || strings.HasPrefix(path, Prefix+"/live") || strings.HasPrefix(path, Prefix+"/account/exports/") ||
+		isAuth(path)
 }

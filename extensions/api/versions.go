@@ -156,11 +156,13 @@ func storeURL(urls []string, platform string) string {
 }
 
 // neverGated lists what an old build must still be able to do: renew its session, drain its queue of offline changes,
-// delete the account, and ask how the server is. The path is the canonical one.
+// delete or take along the account and see how far that is, and ask how the server is. The path is the canonical one.
 func neverGated(r *http.Request) bool {
 	path := r.URL.Path
 	switch {
 	case strings.HasPrefix(path, Prefix+"/health"), strings.HasPrefix(path, Prefix+"/sync"), strings.HasPrefix(path, Prefix+"/account"):
+		return true
+	case strings.HasPrefix(path, Prefix+"/operations/account."), strings.HasPrefix(path, Prefix+"/runs/"):
 		return true
 	case path == Prefix+"/auth/refresh", path == Prefix+"/auth/token", path == Prefix+"/auth/logout", path == Prefix+"/auth/revoke":
 		return true

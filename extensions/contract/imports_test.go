@@ -17,6 +17,7 @@ func foundation() []string {
 // type as an argument of its constructor.
 func friends() map[string][]string {
 	return map[string][]string{
+		"account":       {"runs"},
 		"anonymous":     {"audit"},
 		"apikeys":       {"audit"},
 		"records":       {"rows"},
