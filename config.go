@@ -7,6 +7,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/anonymous"
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/apikeys"
 	"github.com/satchelbase/satchel/extensions/attestation"
 	"github.com/satchelbase/satchel/extensions/authcache"
 	"github.com/satchelbase/satchel/extensions/guard"
@@ -62,6 +63,7 @@ type config struct {
 	general     general
 	anonymous   anonymous.Config
 	api         api.Config
+	apikeys     apikeys.Config
 	attestation attestation.Config
 	authcache   authcache.Config
 	logs        logs.Config
@@ -88,6 +90,7 @@ func read(s *settings.Settings) config {
 		secrets:     secrets.Config{MasterKey: g.MasterKey, MasterKeyFile: s.SecretFile("SATCHEL_MASTER_KEY"), Previous: g.MasterKeyPrevious},
 		anonymous:   settings.Section[anonymous.Config](s, "anonymous"),
 		api:         settings.Section[api.Config](s, "api"),
+		apikeys:     settings.Section[apikeys.Config](s, "apikeys"),
 		attestation: settings.Section[attestation.Config](s, "attestation"),
 		authcache:   settings.Section[authcache.Config](s, "authcache"),
 		logs:        settings.Section[logs.Config](s, "logs"),

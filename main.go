@@ -9,6 +9,7 @@ import (
 	"github.com/pocketbase/pocketbase"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/admins"
 	"github.com/satchelbase/satchel/extensions/anonymous"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/apikeys"
@@ -66,10 +67,14 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensi
 		ratelimit.New(cfg.ratelimit, guard.Familiar(sess.KnownDevice)),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, sess.Verify)),
 		audit.New(),
-		apikeys.New(),
+		admins.New(admins.Deps{Recent: sess.RequireRecent(), Audit: audit.Append}),
+		apikeys.New(cfg.apikeys, apikeys.Deps{
+			Scopes: []string{"operations:*"}, Routes: []string{"/api/v1/operations/"}, Version: db.TableVersion,
+			Audit: audit.Append, May: admins.May, Recent: sess.RequireRecent(),
+		}),
 		sess.Extension(),
 		oauth.New(sess, apikeys.Allow(apikeys.ScopeIntrospect)),
-		impersonation.New(sess),
+		impersonation.New(sess, impersonation.Deps{May: admins.May, Privileged: admins.Privileged}),
 		anonymous.New(cfg.anonymous, sess),
 		guard.New(cfg.guard, guard.Deps{KnownDevice: sess.KnownDevice, Audit: audit.Note, EmailTaken: sessions.ErrEmailTaken}),
 		passwords.New(hasher),
@@ -84,7 +89,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensi
 			Passkeys: passkeys.Has, Upgraded: anonymous.Upgraded,
 		}),
 		records.New(cfg.records, db),
-		health.New(cfg.health, all),
+		health.New(cfg.health, all, admins.May),
 		demo.New(),
 		rules.New(sandbox(cfg, pb)),
 		deploy.New(),

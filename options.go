@@ -5,4 +5,4 @@ package main
 import "github.com/satchelbase/satchel/extensions/store"
 
 // storeOptions are what the program decides about its database files.
-func storeOptions() store.Options { return store.Options{} }
+func storeOptions() store.Options { return store.Options{Quiet: []string{"apikeys_uses"}} }

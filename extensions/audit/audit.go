@@ -54,7 +54,8 @@ type Entry struct {
 // Party is somebody or something that acts or is acted on. Collection and ID may be empty.
 type Party struct{ Kind, Collection, ID string }
 
-// Where the verifier of tokens leaves the id of the session, and the party that acts for the user who is signed in.
+// Where the verifier of tokens leaves the id of the session, and the party that acts: for the user who is signed in, or
+// for itself, as an API key does.
 const (
 	sessionKey = "satchelSession"
 	ActorKey   = "satchelActor"
@@ -131,8 +132,11 @@ func (e Entry) check() error {
 func From(e *core.RequestEvent) Entry {
 	out := Entry{Actor: PartyOf(e.Auth), Request: api.RequestOf(e.Request.Context()).ID, Address: api.Network(e.RealIP())}
 	out.Session, _ = e.Get(sessionKey).(string)
-	if actor, ok := e.Get(ActorKey).(Party); ok && e.Auth != nil {
-		out.Actor, out.ActAs = actor, e.Auth.Id
+	if actor, ok := e.Get(ActorKey).(Party); ok {
+		out.Actor = actor
+		if e.Auth != nil {
+			out.ActAs = e.Auth.Id
+		}
 	}
 	return out
 }
