@@ -74,7 +74,7 @@ func addCommand(h *extensions.Host) *cobra.Command {
 				return failure("the admin was not added", err)
 			}
 			if cli.JSON(cmd) {
-				return json.NewEncoder(cmd.OutOrStdout()).Encode(struct {
+				return json.NewEncoder(cmd.OutOrStdout()).Encode(struct { //nolint:gosec // showing it, once, is what the command is for
 					view
 					Password string `json:"password"`
 				}{viewOf(admin), password})

@@ -3,7 +3,6 @@ package admins
 import (
 	"cmp"
 	"errors"
-
 	"net/http"
 
 	"github.com/pocketbase/dbx"

@@ -53,16 +53,19 @@ type made struct {
 
 func (s *service) handleCreate(e *core.RequestEvent) error {
 	var body struct {
-		Name      string    `json:"name"`
-		Scopes    []string  `json:"scopes"`
-		ExpiresAt time.Time `json:"expiresAt,omitempty"`
-		Rate      int       `json:"rate,omitempty"`
-		Networks  []string  `json:"networks,omitempty"`
+		Name      string     `json:"name"`
+		Scopes    []string   `json:"scopes"`
+		ExpiresAt *time.Time `json:"expiresAt,omitempty"`
+		Rate      int        `json:"rate,omitempty"`
+		Networks  []string   `json:"networks,omitempty"`
 	}
 	if err := api.Bind(e, &body); err != nil {
 		return err
 	}
-	w := wish{name: body.Name, scopes: body.Scopes, expires: body.ExpiresAt, rate: body.Rate}
+	w := wish{name: body.Name, scopes: body.Scopes, rate: body.Rate}
+	if body.ExpiresAt != nil {
+		w.expires = *body.ExpiresAt
+	}
 	if wrong := s.check(&w, body.Networks); len(wrong) > 0 {
 		mistakes := make([]api.FieldError, len(wrong))
 		for i, m := range wrong {

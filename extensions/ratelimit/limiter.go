@@ -133,13 +133,13 @@ func (l *limiter) byIdentity(charges []quota.Charge, e *core.RequestEvent, cost 
 // address do not share a quota.
 func (l *limiter) byHolder(charges []quota.Charge, e *core.RequestEvent, field string) []quota.Charge {
 	if id, _ := e.Get(sessionKey).(string); id != "" {
-		return append(charges, charge(l.scaled(e, l.refresh), []byte("session\x00" + id), 1))
+		return append(charges, charge(l.scaled(e, l.refresh), []byte("session\x00"+id), 1))
 	}
 	if e.Auth != nil {
 		return append(charges, charge(l.scaled(e, l.refresh), userKey(e.Auth), 1))
 	}
 	if id := tokenSession(e, field); id != "" {
-		return append(charges, charge(l.refresh, []byte("refresh\x00" + id + "\x00" + e.RemoteIP()), 1))
+		return append(charges, charge(l.refresh, []byte("refresh\x00"+id+"\x00"+e.RemoteIP()), 1))
 	}
 	return byAddress(charges, e, l.refresh, 1)
 }
