@@ -29,6 +29,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/memory"
 	"github.com/satchelbase/satchel/extensions/metrics"
 	"github.com/satchelbase/satchel/extensions/oauth"
+	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/passkeys"
 	"github.com/satchelbase/satchel/extensions/passwords"
 	"github.com/satchelbase/satchel/extensions/program"
@@ -40,6 +41,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
 	"github.com/satchelbase/satchel/extensions/totp"
+	"github.com/satchelbase/satchel/hooks"
 	_ "github.com/satchelbase/satchel/migrations"
 )
 
@@ -50,13 +52,14 @@ var public embed.FS
 var version = "dev"
 
 // features lists what this program can do. The order is that of start-up; the first is outermost around a request.
-func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensions.Extension, *sessions.Sessions) {
+func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *operations.Operations) ([]extensions.Extension, *sessions.Sessions) {
 	var list []extensions.Extension
-	vault, hasher := secrets.NewVault(), passwords.NewHasher(cfg.passwords)
+	vault, hasher, gate := secrets.NewVault(), passwords.NewHasher(cfg.passwords), attestation.NewGate(cfg.attestation)
 	sess := sessions.New(cfg.sessions, sessions.Deps{
 		Vault: vault, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Password: hasher.Verify, SecondFactor: totp.Enabled,
 	})
 	all := func() []extensions.Extension { return list }
+	ops.Add(hooks.Operations())
 	list = []extensions.Extension{
 		api.New(cfg.api),
 		logs.New(cfg.logs),
@@ -64,7 +67,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensi
 		metrics.New(cfg.metrics, len(cfg.api.TrustedProxies) > 0, all),
 		store.New(db),
 		secrets.New(cfg.secrets, vault),
-		ratelimit.New(cfg.ratelimit, guard.Familiar(sess.KnownDevice)),
+		ratelimit.New(cfg.ratelimit, guard.Familiar(sess.KnownDevice), ops.Cost),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, sess.Verify)),
 		audit.New(),
 		admins.New(admins.Deps{Recent: sess.RequireRecent(), Audit: audit.Append}),
@@ -83,10 +86,14 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensi
 			PublicURL: cfg.general.PublicURL, Recent: sess.RequireRecent(), Audit: audit.Note, Public: program.Files(pb, site()),
 			LastWayIn: identities.LastWayIn(cfg.identities),
 		}),
-		attestation.New(cfg.attestation),
+		gate.Extension(),
 		identities.New(cfg.identities, identities.Deps{
 			SignIn: sess.SignIn, Recent: sess.RequireRecent(), RevokeSessions: sess.EndAll, Audit: audit.Note, Seal: vault.Seal, Open: vault.Open,
 			Passkeys: passkeys.Has, Upgraded: anonymous.Upgraded,
+		}),
+		ops.Extension(operations.Deps{
+			Role: admins.May, Staff: []string{admins.Collection}, Key: apikeys.Presented, Recent: sess.Recent, Attested: gate.Require,
+			Audit: audit.Note,
 		}),
 		records.New(cfg.records, db),
 		health.New(cfg.health, all, admins.May),
@@ -114,12 +121,13 @@ func run(args []string) int {
 	if err != nil {
 		return cli.Report(os.Stderr, err, false)
 	}
+	ops := operations.New()
 	info := program.Info{
 		Version: version, DataDir: cfg.general.DataDir, HTTP: cfg.general.HTTP, Queries: cfg.general.Queries,
-		Public: site(), DBConnect: db.Connect,
+		Public: site(), DBConnect: db.Connect, Script: ops.Script,
 	}
 	pb := program.New(info, args)
-	h, list, sess, err := install(cfg, pb, pb, db)
+	h, list, sess, err := install(cfg, pb, pb, db, ops)
 	if err != nil {
 		return cli.Report(os.Stderr, err, false)
 	}

@@ -12,8 +12,10 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/admins"
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/apikeys"
 	"github.com/satchelbase/satchel/extensions/impersonation"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
+	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/sessions"
 )
 
@@ -234,6 +236,34 @@ func TestManage(t *testing.T) {
 	if err != nil || strings.Join(entries, "\n") != strings.Join(want, "\n") {
 		t.Errorf("%v\n%s", err, strings.Join(entries, "\n"))
 	}
+}
+
+// Operations take admins by their role and keys by their scope, and the audit knows which it was.
+func TestOperations(t *testing.T) {
+	w := start(t)
+	_, owner := w.admin(t, admins.Owner)
+	_, viewer := w.admin(t, admins.Viewer)
+	_, support := w.admin(t, admins.Support)
+	const count = "/api/v1/operations/teams.count"
+	key := func(scope string) (id, text string) {
+		t.Helper()
+		r := data(t, w.expect(t, "key", "POST", "/api/v1/admin/apikeys", owner, map[string]any{"name": "x", "scopes": []string{scope}}, 201, ""))
+		id, _ = r["id"].(string)
+		text, _ = r["key"].(string)
+		return id, "Bearer " + text
+	}
+	id, good := key("operations:teams.*")
+	_, other := key("operations:users.*")
+	empty := map[string]any{}
+	w.expect(t, "a viewer", "POST", count, viewer, empty, 403, admins.ErrRoleMissing.Name)
+	w.expect(t, "support", "POST", count, support, empty, 200, "")
+	w.expect(t, "a key", "POST", count, good, empty, 200, "")
+	w.expect(t, "a key of another scope", "POST", count, other, empty, 403, operations.ErrCallerRefused.Name)
+	if got := w.text(t, "SELECT group_concat(actor_kind || ' ' || actor_id) FROM audit_entries WHERE actor_kind = 'key' AND outcome = 'success'"); got != "key "+id {
+		t.Errorf("%s", w.text(t, "SELECT group_concat(action || ' ' || actor_kind || ' ' || outcome) FROM audit_entries"))
+	}
+	w.expect(t, "revoke", "DELETE", "/api/v1/admin/apikeys/"+id, owner, nil, 204, "")
+	w.expect(t, "after that", "POST", count, good, empty, 401, apikeys.ErrInvalid.Name)
 }
 
 // A change in the dashboard is like one by the routes.

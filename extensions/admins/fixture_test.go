@@ -23,6 +23,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
 	"github.com/satchelbase/satchel/extensions/internal/secret"
 	"github.com/satchelbase/satchel/extensions/oauth"
+	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
@@ -50,12 +51,17 @@ func start(t testing.TB) *world {
 			g.GET("/"+string(role), func(e *core.RequestEvent) error { return e.NoContent(http.StatusNoContent) }).Bind(admins.Require(role))
 		}
 	}}
+	ops := operations.New()
+	ops.Add([]operations.Operation{operations.Define(operations.Spec[struct{}, string]{
+		Name: "teams.count", Summary: "Count the teams", KeyOptional: true, Callers: operations.Callers{Role: "support", Scope: true},
+		Do: func(*operations.Call, struct{}) (string, error) { return "done", nil },
+	})})
 	w := &world{apptest.Open(t, db.Connect,
 		api.New(settings.Defaults[api.Config]()), store.New(db),
 		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, sess.Verify)), audit.New(),
 		admins.New(admins.Deps{Recent: sess.RequireRecent(), Audit: audit.Append}),
 		apikeys.New(settings.Defaults[apikeys.Config](), apikeys.Deps{
-			Routes: []string{"/api/v1/gate/"}, Version: db.TableVersion, Audit: audit.Append, May: admins.May, Recent: sess.RequireRecent(),
+			Scopes: []string{"operations:*"}, Routes: []string{"/api/v1/gate/", "/api/v1/operations/"}, Version: db.TableVersion, Audit: audit.Append, May: admins.May, Recent: sess.RequireRecent(),
 		}),
 		sess.Extension(), oauth.New(sess, apikeys.Allow(apikeys.ScopeIntrospect)),
 		impersonation.New(sess, impersonation.Deps{May: admins.May, Privileged: admins.Privileged}),
@@ -65,6 +71,10 @@ func start(t testing.TB) *world {
 			SignIn: sess.SignIn, Recent: sess.RequireRecent(), RevokeSessions: sess.EndAll, Audit: audit.Note, Seal: vault.Seal, Open: vault.Open,
 		}),
 		health.New(settings.Defaults[health.Config](), func() []extensions.Extension { return nil }, admins.May), gates,
+		ops.Extension(operations.Deps{
+			Role: admins.May, Staff: []string{admins.Collection}, Key: apikeys.Presented, Recent: sess.Recent,
+			Attested: func(*core.RequestEvent) error { return nil }, Audit: audit.Note,
+		}),
 	)}
 	c, err := w.FindCollectionByNameOrId(admins.CollectionID)
 	if err != nil {

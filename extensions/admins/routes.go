@@ -182,10 +182,8 @@ func checkRole(r Role) error {
 	if r.valid() {
 		return nil
 	}
-	return api.InvalidBody(api.FieldError{Field: roleField, Code: "validation_invalid_value", Message: rolesText})
+	return api.InvalidBody(api.Invalid(roleField, api.ErrFieldInvalid, "it must be viewer, support, operator or owner"))
 }
-
-const rolesText = "It must be viewer, support, operator or owner."
 
 // refusal tells which fields of a record are wrong.
 func refusal(e *core.RequestEvent, err error) error {

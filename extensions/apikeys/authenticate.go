@@ -51,6 +51,16 @@ func KeyID(e *core.RequestEvent) string {
 	return ""
 }
 
+// Presented is the id of the request's key and what it may, for features that take a function; the id is empty without
+// one.
+func Presented(e *core.RequestEvent) (id string, may func(scope string) bool) {
+	k := Current(e)
+	if k == nil {
+		return "", func(string) bool { return false }
+	}
+	return k.ID, k.May
+}
+
 // May is nil if the request has a key with the scope. Otherwise it is the problem to answer: [ErrInvalid] without a key,
 // [ErrScopeMissing] with one.
 func May(e *core.RequestEvent, scope string) error {

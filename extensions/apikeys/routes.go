@@ -69,7 +69,7 @@ func (s *service) handleCreate(e *core.RequestEvent) error {
 	if wrong := s.check(&w, body.Networks); len(wrong) > 0 {
 		mistakes := make([]api.FieldError, len(wrong))
 		for i, m := range wrong {
-			mistakes[i] = api.FieldError{Field: m.field, Code: "validation_invalid_value", Message: m.text}
+			mistakes[i] = api.Invalid(m.field, api.ErrFieldInvalid, m.text)
 		}
 		return api.InvalidBody(mistakes...)
 	}

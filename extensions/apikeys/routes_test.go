@@ -44,7 +44,7 @@ func program(t testing.TB, limits ratelimit.Config) (*apptest.App, *store.Store)
 	}
 	d := deps()
 	d.Version, d.May, d.Recent = db.TableVersion, admins.May, recent()
-	return apptest.Open(t, db.Connect, api.New(settings.Defaults[api.Config]()), store.New(db), ratelimit.New(limits, nil), audit.New(),
+	return apptest.Open(t, db.Connect, api.New(settings.Defaults[api.Config]()), store.New(db), ratelimit.New(limits, nil, nil), audit.New(),
 		New(settings.Defaults[Config](), d), probe()), db
 }
 

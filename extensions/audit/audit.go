@@ -66,7 +66,7 @@ const timeLayout = "2006-01-02T15:04:05.000Z"
 
 // Names that entries may have. They are a vocabulary for queries, not a place for text.
 var (
-	actionPattern  = regexp.MustCompile(`^[a-z][a-z0-9]*(\.[a-z][a-z0-9_]*)+$`)
+	actionPattern  = regexp.MustCompile(`^[a-z][a-z0-9]*(\.[a-z][a-zA-Z0-9_]*)+$`)
 	outcomePattern = regexp.MustCompile(`^[a-z][a-z_]*$`)
 )
 
