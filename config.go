@@ -12,6 +12,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/authcache"
 	"github.com/satchelbase/satchel/extensions/guard"
 	"github.com/satchelbase/satchel/extensions/health"
+	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
@@ -73,6 +74,7 @@ type config struct {
 	secrets     secrets.Config
 	guard       guard.Config
 	health      health.Config
+	idempotency idempotency.Config
 	identities  identities.Config
 	sessions    sessions.Config
 	memory      memory.Config
@@ -98,6 +100,7 @@ func read(s *settings.Settings) config {
 		ratelimit:   settings.Section[ratelimit.Config](s, "ratelimit"),
 		records:     settings.Section[records.Config](s, "records"),
 		guard:       settings.Section[guard.Config](s, "guard"),
+		idempotency: settings.Section[idempotency.Config](s, "idempotency"),
 		identities:  settings.Section[identities.Config](s, "identities"),
 		health:      settings.Section[health.Config](s, "health"),
 		sessions:    settings.Section[sessions.Config](s, "sessions"),

@@ -23,6 +23,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/doctor"
 	"github.com/satchelbase/satchel/extensions/guard"
 	"github.com/satchelbase/satchel/extensions/health"
+	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/impersonation"
 	"github.com/satchelbase/satchel/extensions/logs"
@@ -96,6 +97,9 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 			Audit: audit.Note,
 		}),
 		records.New(cfg.records, db),
+		idempotency.New(cfg.idempotency, idempotency.Deps{
+			Key: apikeys.KeyID, SuspectWaits: db.SuspectWaits, Healthy: db.Healthy, Unavailable: store.IsUnavailable,
+		}),
 		health.New(cfg.health, all, admins.May),
 		demo.New(),
 		rules.New(sandbox(cfg, pb)),

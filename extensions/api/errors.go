@@ -47,31 +47,43 @@ func errorWriter() *hook.Handler[*core.RequestEvent] {
 			if err == nil || e.Written() {
 				return err
 			}
-			err = tooLarge(err)
-			req := RequestOf(e.Request.Context())
-			var p *Problem
-			if !req.Versioned {
-				if errors.As(err, &p) {
+			if !RequestOf(e.Request.Context()).Versioned {
+				if p, ok := errors.AsType[*Problem](tooLarge(err)); ok {
 					p.setHeaders(e.Response.Header())
 				}
-				return err
+				return tooLarge(err)
 			}
-			p = asProblem(err)
-			p.setHeaders(e.Response.Header())
-			body, marshalErr := p.body(req, err)
-			if marshalErr != nil {
-				return fmt.Errorf("marshal problem: %w", marshalErr)
-			}
-			contentType := "application/problem+json"
-			if req.Generated {
-				contentType = "application/json"
-			}
-			if e.Request.Method == http.MethodHead {
-				body = nil
-			}
-			return writeJSON(e.Response, p.Code.Status, contentType, body)
+			return WriteError(e, err)
 		},
 	}
+}
+
+// WriteError answers with the error of a handler, as it is answered when the handler returns it. It is for those who
+// keep answers.
+func WriteError(e *core.RequestEvent, err error) error {
+	err = tooLarge(err)
+	req := RequestOf(e.Request.Context())
+	if !req.Versioned {
+		if p, ok := errors.AsType[*Problem](err); ok {
+			p.setHeaders(e.Response.Header())
+		}
+		router.ErrorHandler(e.Response, e.Request, err)
+		return nil
+	}
+	p := asProblem(err)
+	p.setHeaders(e.Response.Header())
+	body, marshalErr := p.body(req, err)
+	if marshalErr != nil {
+		return fmt.Errorf("marshal problem: %w", marshalErr)
+	}
+	contentType := "application/problem+json"
+	if req.Generated {
+		contentType = "application/json"
+	}
+	if e.Request.Method == http.MethodHead {
+		body = nil
+	}
+	return writeJSON(e.Response, p.Code.Status, contentType, body)
 }
 
 // StatusOf is the status with which the error of a handler will be answered, for what looks at it before it is written.

@@ -111,7 +111,7 @@ func (s *service) extension() extensions.Extension {
 		Group:    "admin",
 		Settings: s.cfg,
 		Codes:    []*extensions.Code{ErrInvalid, ErrScopeMissing, ErrNetwork, ErrRateExceeded},
-		Tables:   []string{table, uses},
+		Tables:   []string{table, Uses},
 		Migrations: []extensions.Migration{
 			{Unix: 1795310010, What: "create_keys", Up: createKeys, Down: dropKeys},
 			{Unix: 1795460020, What: "add_rates_and_networks", Up: extendKeys, Down: reduceKeys},

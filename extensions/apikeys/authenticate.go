@@ -198,7 +198,7 @@ func (s *service) noteUse(app core.App, x *entry, now time.Time) {
 	if now.Unix()-last < int64(usedEvery.Seconds()) || !x.used.CompareAndSwap(last, now.Unix()) {
 		return
 	}
-	_, err := app.NonconcurrentDB().NewQuery(`INSERT INTO {{` + uses + `}} ([[key]], [[at]]) VALUES ({:key}, {:at})
+	_, err := app.NonconcurrentDB().NewQuery(`INSERT INTO {{` + Uses + `}} ([[key]], [[at]]) VALUES ({:key}, {:at})
 		ON CONFLICT ([[key]]) DO UPDATE SET [[at]] = max([[at]], excluded.[[at]])`).
 		Bind(dbx.Params{"key": x.key.ID, "at": now.Unix()}).Execute()
 	if err != nil {

@@ -175,7 +175,7 @@ func (s *service) revoke(app core.App, by audit.Entry, id string) (k Key, done b
 }
 
 // selectKeys reads keys with the time of their last use.
-const selectKeys = `SELECT k.*, COALESCE(u.[[at]], 0) AS last_used_at FROM {{` + table + `}} k LEFT JOIN {{` + uses + `}} u ON u.[[key]] = k.id `
+const selectKeys = `SELECT k.*, COALESCE(u.[[at]], 0) AS last_used_at FROM {{` + table + `}} k LEFT JOIN {{` + Uses + `}} u ON u.[[key]] = k.id `
 
 // page returns keys by age, the oldest first, those that were revoked included; next is empty at the end. The cursor is
 // the id of the last key of the page before.

@@ -38,7 +38,7 @@ func recent() *hook.Handler[*core.RequestEvent] {
 // program is the server with its own store, the rate limiter, and routes for admins. reads counts what the service reads.
 func program(t testing.TB, limits ratelimit.Config) (*apptest.App, *store.Store) {
 	t.Helper()
-	db, err := store.Open(settings.Defaults[store.Config](), store.Options{Quiet: []string{uses}})
+	db, err := store.Open(settings.Defaults[store.Config](), store.Options{Quiet: []string{Uses}})
 	if err != nil {
 		t.Fatal(err)
 	}

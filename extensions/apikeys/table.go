@@ -9,8 +9,8 @@ import (
 const (
 	table = "apikeys_keys"
 
-	// uses holds when keys were last used.
-	uses = "apikeys_uses"
+	// Uses is the table of when keys were last used. Its writes are no change that anything depends on.
+	Uses = "apikeys_uses"
 )
 
 func createKeys(app core.App) error {
@@ -40,8 +40,8 @@ func extendKeys(app core.App) error {
 	return all(app,
 		`ALTER TABLE {{`+table+`}} ADD COLUMN rate INTEGER NOT NULL DEFAULT 0`,
 		`ALTER TABLE {{`+table+`}} ADD COLUMN networks TEXT NOT NULL DEFAULT '[]'`,
-		`CREATE TABLE {{`+uses+`}} ([[key]] TEXT PRIMARY KEY NOT NULL, [[at]] INTEGER NOT NULL) WITHOUT ROWID`,
-		`INSERT INTO {{`+uses+`}} ([[key]], [[at]]) SELECT id, last_used_at FROM {{`+table+`}} WHERE last_used_at > 0`,
+		`CREATE TABLE {{`+Uses+`}} ([[key]] TEXT PRIMARY KEY NOT NULL, [[at]] INTEGER NOT NULL) WITHOUT ROWID`,
+		`INSERT INTO {{`+Uses+`}} ([[key]], [[at]]) SELECT id, last_used_at FROM {{`+table+`}} WHERE last_used_at > 0`,
 		`ALTER TABLE {{`+table+`}} DROP COLUMN last_used_at`,
 	)
 }
@@ -49,8 +49,8 @@ func extendKeys(app core.App) error {
 func reduceKeys(app core.App) error {
 	return all(app,
 		`ALTER TABLE {{`+table+`}} ADD COLUMN last_used_at INTEGER NOT NULL DEFAULT 0`,
-		`UPDATE {{`+table+`}} SET last_used_at = COALESCE((SELECT u.[[at]] FROM {{`+uses+`}} u WHERE u.[[key]] = id), 0)`,
-		`DROP TABLE {{`+uses+`}}`,
+		`UPDATE {{`+table+`}} SET last_used_at = COALESCE((SELECT u.[[at]] FROM {{`+Uses+`}} u WHERE u.[[key]] = id), 0)`,
+		`DROP TABLE {{`+Uses+`}}`,
 		`ALTER TABLE {{`+table+`}} DROP COLUMN rate`,
 		`ALTER TABLE {{`+table+`}} DROP COLUMN networks`,
 	)

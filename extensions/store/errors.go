@@ -126,6 +126,12 @@ func mapped(err error) error {
 	}
 }
 
+// IsUnavailable reports whether an error of a handler is one of the database's state, wherever PocketBase has put it.
+func IsUnavailable(err error) bool {
+	_, ok := find(err)
+	return ok || errors.Is(err, ErrUnavailable)
+}
+
 // find looks for a Failure below everything that PocketBase wraps errors in. Some of these wrappers hide their content
 // from errors.As.
 func find(err error) (*Failure, bool) {

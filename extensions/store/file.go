@@ -196,10 +196,27 @@ func (f *file) dirties(st statement.Statement) bool {
 
 // newFile describes the file; nothing is opened yet.
 func (s *Store) newFile(path string) *file {
-	return &file{
-		path: path, patience: defaultPatience, durable: s.cfg.Durability == Full && filepath.Base(path) == dataFile, options: s.options, keep: &s.keep,
+	data := filepath.Base(path) == dataFile
+	f := &file{
+		path: path, patience: defaultPatience, durable: s.cfg.Durability == Full && data, options: s.options, keep: &s.keep,
 		epoch: newEpoch(), seen: newSightings(), wal: wal{path: path + "-wal", flush: s.flush()},
 	}
+	if data {
+		f.gate.Suspect = s.suspect
+	}
+	return f
+}
+
+// SuspectWaits sets what is asked by every writer of data.db that has waited for its turn for a fifth of a second, on the
+// goroutine that waits. Its error is that of the write. So somebody who knows which goroutine has a transaction open can
+// end a wait that would never end.
+func (s *Store) SuspectWaits(ask func() error) { s.waits.Store(&ask) }
+
+func (s *Store) suspect() error {
+	if ask := s.waits.Load(); ask != nil {
+		return (*ask)()
+	}
+	return nil
 }
 
 // flush is os.File.Sync unless the options replace it. On macOS Sync uses F_FULLFSYNC, which empties the drive's cache.

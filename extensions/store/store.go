@@ -78,6 +78,7 @@ type Store struct {
 	options Options
 	keep    atomic.Bool
 	unknown atomic.Uint64 // numbers of TableVersion that stand for nothing
+	waits   atomic.Pointer[func() error]
 
 	// data is the file that versions are asked for.
 	data atomic.Pointer[file]

@@ -1,10 +1,8 @@
 package pb
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"net/url"
 
 	"github.com/pocketbase/pocketbase/apis"
@@ -23,20 +21,20 @@ type SignedIn struct {
 func AuthResponse(e *core.RequestEvent, record *core.Record, method string) (SignedIn, error) {
 	var answer SignedIn
 	out, address := e.Response, e.Request.URL
-	capture := &captured{header: out.Header()}
+	capture := NewBuffer(out.Header(), 0)
 	e.Response, e.Request.URL = capture, withoutFields(address)
 	err := apis.RecordAuthResponse(e, record, method, nil)
 	e.Response, e.Request.URL = out, address
 	if err != nil {
-		if capture.status != 0 { // the demand for a second factor
-			out.WriteHeader(capture.status)
-			if _, writeErr := out.Write(capture.body.Bytes()); writeErr != nil {
+		if capture.Written() { // the demand for a second factor
+			out.WriteHeader(capture.Status())
+			if _, writeErr := out.Write(capture.Body()); writeErr != nil {
 				return answer, fmt.Errorf("write answer: %w", writeErr)
 			}
 		}
 		return answer, err
 	}
-	if err := json.Unmarshal(capture.body.Bytes(), &answer); err != nil {
+	if err := json.Unmarshal(capture.Body(), &answer); err != nil {
 		return answer, fmt.Errorf("read answer of sign-in: %w", err)
 	}
 	out.Header().Del("Content-Length")
@@ -51,28 +49,3 @@ func withoutFields(address *url.URL) *url.URL {
 	out.RawQuery = query.Encode()
 	return &out
 }
-
-// captured keeps an answer instead of sending it.
-type captured struct {
-	header http.Header
-	status int
-	body   bytes.Buffer
-}
-
-func (c *captured) Header() http.Header { return c.header }
-
-func (c *captured) WriteHeader(status int) {
-	if c.status == 0 {
-		c.status = status
-	}
-}
-
-func (c *captured) Write(b []byte) (int, error) {
-	c.WriteHeader(http.StatusOK)
-	return c.body.Write(b)
-}
-
-// Written and Status tell PocketBase what was answered; the status is 0 before.
-func (c *captured) Written() bool { return c.status != 0 }
-
-func (c *captured) Status() int { return c.status }

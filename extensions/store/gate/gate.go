@@ -12,9 +12,17 @@ import (
 // ErrPatience says that a place in the queue was given up because the wait was too long.
 var ErrPatience = errors.New("waited too long")
 
+// suspicion is how long a wait lasts before [Gate.Suspect] is asked: longer than a healthy writer holds the gate, and short
+// enough that a request which waits for itself still fails within a second.
+const suspicion = 200 * time.Millisecond
+
 // Gate is a mutual exclusion lock whose waiters are served in the order of their arrival and may give up. It is handed
 // over directly: whoever arrives while others wait cannot overtake them. The zero value is open.
 type Gate struct {
+	// Suspect, if set, is asked once by everybody who has waited for a while, on the goroutine that waits. Its error ends
+	// the wait. It must be set before the first use.
+	Suspect func() error
+
 	mu     sync.Mutex
 	held   bool
 	queue  list.List // of chan struct{}, closed when the gate is theirs
@@ -48,16 +56,7 @@ func (g *Gate) Lock(ctx context.Context, patience time.Duration) error {
 	g.mu.Unlock()
 
 	start := time.Now()
-	timer := time.NewTimer(patience)
-	defer timer.Stop()
-	var err error
-	select {
-	case <-turn:
-	case <-ctx.Done():
-		err = ctx.Err()
-	case <-timer.C:
-		err = ErrPatience
-	}
+	err := g.wait(ctx, turn, patience)
 
 	g.mu.Lock()
 	g.waited += time.Since(start)
@@ -73,6 +72,33 @@ func (g *Gate) Lock(ctx context.Context, patience time.Duration) error {
 		g.Unlock()
 	}
 	return err
+}
+
+// wait returns nil when the turn has come, and otherwise why the wait is over.
+func (g *Gate) wait(ctx context.Context, turn <-chan struct{}, patience time.Duration) error {
+	first := patience
+	if g.Suspect != nil {
+		first = min(patience, suspicion)
+	}
+	timer := time.NewTimer(first)
+	defer timer.Stop()
+	for {
+		select {
+		case <-turn:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+		}
+		if patience -= first; patience <= 0 {
+			return ErrPatience
+		}
+		if err := g.Suspect(); err != nil {
+			return err
+		}
+		first = patience
+		timer.Reset(first)
+	}
 }
 
 // Unlock gives the gate to the first in the queue.

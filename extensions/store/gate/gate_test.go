@@ -105,3 +105,31 @@ func TestGateHandOverRacesWithGivingUp(t *testing.T) {
 		t.Fatal("the gate was lost")
 	}
 }
+
+// Who has waited for a while asks once, on its own goroutine, and an error ends the wait. A short wait asks nothing.
+func TestGateSuspects(t *testing.T) {
+	cause := errors.New("the waiter has the gate itself")
+	asked, answer := 0, cause
+	g := Gate{Suspect: func() error {
+		asked++
+		return answer
+	}}
+	g.Try()
+	if err := g.Lock(t.Context(), time.Minute); !errors.Is(err, cause) || asked != 1 {
+		t.Fatalf("%v, asked %d times", err, asked)
+	}
+	if queued(&g) != 0 {
+		t.Fatal("who gave up is still in the queue")
+	}
+	if err := g.Lock(t.Context(), time.Millisecond); !errors.Is(err, ErrPatience) || asked != 1 {
+		t.Fatalf("%v, asked %d times", err, asked)
+	}
+	answer = nil
+	if err := g.Lock(t.Context(), suspicion+50*time.Millisecond); !errors.Is(err, ErrPatience) || asked != 2 {
+		t.Fatalf("%v, asked %d times", err, asked)
+	}
+	time.AfterFunc(suspicion+50*time.Millisecond, g.Unlock)
+	if err := g.Lock(t.Context(), time.Minute); err != nil || asked != 3 {
+		t.Fatalf("%v, asked %d times", err, asked)
+	}
+}
