@@ -381,7 +381,7 @@ func (a *Accounts) tell(ctx context.Context) {
 	h := &extensions.Host{App: a.app, Logger: a.logger}
 	for _, c := range a.checks() {
 		if r := c.Run(ctx, h); r.Level >= extensions.Warn && ctx.Err() == nil {
-			a.logger.Warn(c.Name+" needs a look", "found", r.Message, "next", r.Next)
+			a.logger.Warn("accounts need a look", "check", c.Name, "found", r.Message, "next", r.Next)
 		}
 	}
 }
