@@ -48,16 +48,16 @@ func install(cfg config, pb *pocketbase.PocketBase, app core.App, db *store.Stor
 }
 
 // newAccounts tells the deletion and the export of accounts what the other features hold of them.
-func newAccounts(cfg account.Config, background *runs.Runs, sess *sessions.Sessions, db *store.Store, key func(purpose string) []byte) *account.Accounts {
+func newAccounts(cfg account.Config, background *runs.Runs, sess *sessions.Sessions, db *store.Store, log *audit.Log, key func(purpose string) []byte) *account.Accounts {
 	return account.New(cfg, account.Deps{
 		Runs: background, Key: key, Map: hooks.Accounts(), Recent: sess.Recent, Anonymous: anonymous.Is, EndSessions: sess.EndAll,
-		Audit: audit.Note, Version: db.TableVersion, Blockers: teamsWithoutOwner,
+		Audit: log.Note, Forget: log.Forget, Version: db.TableVersion, Blockers: teamsWithoutOwner,
 		// These delete what they hold with the account's record.
 		Sections: []account.Section{
 			{Name: "sessions", Export: login.Export},
 			{Name: "identities", Export: identities.Export},
 			{Name: "passkeys", Export: passkeys.Export},
-			{Name: "audit", Export: audit.Export},
+			{Name: "audit", Export: audit.ExportAccount},
 		},
 	})
 }
@@ -88,7 +88,7 @@ func sandbox(cfg config, pb *pocketbase.PocketBase) func(dataDir string) (core.A
 			return nil, err
 		}
 		copied := cfg
-		copied.secrets = cfg.secrets.Sandbox(pb.DataDir())
+		copied.secrets, copied.audit = cfg.secrets.Sandbox(pb.DataDir()), cfg.audit.Sandbox()
 		_, _, _, err = install(copied, pb, app, db, ops)
 		return app, err
 	}

@@ -44,12 +44,13 @@ func start(t testing.TB, change func(c *Config, d *Deps)) *fixture {
 		t.Fatal(err)
 	}
 	vault := secret.Fixed([]byte("root key of the tests"))
-	sess := sessions.New(settings.Defaults[sessions.Config](), sessions.Deps{Vault: vault, Version: db.TableVersion})
+	log := audit.NewLog(vault)
+	sess := sessions.New(settings.Defaults[sessions.Config](), sessions.Deps{Vault: vault, Audit: log.Append, Version: db.TableVersion})
 	cache := settings.Defaults[authcache.Config]()
 	cfg := settings.Defaults[Config]()
 	deps := Deps{
 		Runs: runs.New(settings.Defaults[runs.Config]()), Key: vault.Key, Recent: sess.Recent, EndSessions: sess.EndAll,
-		Audit: audit.Note, Version: db.TableVersion,
+		Audit: log.Note, Forget: log.Forget, Version: db.TableVersion,
 	}
 	if change != nil {
 		change(&cfg, &deps)
@@ -61,9 +62,9 @@ func start(t testing.TB, change func(c *Config, d *Deps)) *fixture {
 	ops := operations.New()
 	ops.Add(a.Operations())
 	f := &fixture{accounts: a, runs: deps.Runs}
-	f.App = apptest.Open(t, db.Connect, api.New(settings.Defaults[api.Config]()), store.New(db), audit.New(),
+	f.App = apptest.Open(t, db.Connect, api.New(settings.Defaults[api.Config]()), store.New(db), audit.New(audit.Config{}, log, nil),
 		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, sess.Verify)), sess.Extension(),
-		deps.Runs.Extension(), a.Extension(), ops.Extension(operations.Deps{Recent: sess.Recent, Audit: audit.Note}))
+		deps.Runs.Extension(), a.Extension(), ops.Extension(operations.Deps{Recent: sess.Recent, Audit: log.Note}))
 	f.schema(t)
 	f.ada, _ = f.User(t, "ada@example.test")
 	f.bob, _ = f.User(t, "bob@example.test")

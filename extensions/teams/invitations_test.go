@@ -133,8 +133,6 @@ func TestInvitationEnds(t *testing.T) {
 	w := open(t, nil)
 	w.people(t, "olga", "ada", "mia", "max")
 	team := w.found(t, "olga", map[string]string{"ada": Admin})
-	now := time.Now()
-	w.now = func() time.Time { return now }
 	cases := []struct {
 		name string
 		end  func(id, token string)
@@ -144,7 +142,7 @@ func TestInvitationEnds(t *testing.T) {
 		{"declined", func(_, token string) { w.must(t, "mia", "declineInvitation", map[string]any{"token": token}) }, ErrInvitationClosed.Name},
 		{"declined by a guest", func(_, token string) { w.must(t, "guest", "declineInvitation", map[string]any{"token": token}) }, ErrInvitationClosed.Name},
 		{"sent again", func(id, _ string) { w.must(t, "olga", "resendInvitation", map[string]any{"invitation": id}) }, ErrInvitationInvalid.Name},
-		{"expired", func(string, string) { now = now.Add(w.cfg.Lifetime) }, ErrInvitationExpired.Name},
+		{"expired", func(string, string) { w.wait(w.cfg.Lifetime) }, ErrInvitationExpired.Name},
 		{"deleted by a superuser", func(id, _ string) {
 			inv, err := w.FindRecordById(invitationsCollection, id)
 			if err != nil {
@@ -165,7 +163,7 @@ func TestInvitationEnds(t *testing.T) {
 
 	// An expired one can be sent again.
 	id, _ := w.linked(t, "ada", team, Member)
-	now = now.Add(w.cfg.Lifetime)
+	w.wait(w.cfg.Lifetime)
 	token, _ := w.must(t, "ada", "resendInvitation", map[string]any{"invitation": id})["token"].(string)
 	w.must(t, "max", "acceptInvitation", map[string]any{"token": token})
 	w.refuse(t, &ErrInvitationClosed.Name, "ada", "resendInvitation", map[string]any{"invitation": id})
@@ -274,10 +272,8 @@ func TestAnswersAreEqual(t *testing.T) {
 }
 
 func TestMailLimits(t *testing.T) {
-	now := time.Now()
 	setUp := func(t *testing.T, perHour int) (*world, string) {
 		w := open(t, func(cfg *Config, _ *Deps) { cfg.MailsPerHour, cfg.MaxPending = perHour, 1000 })
-		w.now = func() time.Time { return now }
 		w.people(t, "olga", "ada")
 		return w, w.found(t, "olga", map[string]string{"ada": Admin})
 	}
@@ -297,7 +293,7 @@ func TestMailLimits(t *testing.T) {
 		if n, err := w.CountRecords(invitationsCollection); err != nil || n != 2 {
 			t.Errorf("%d invitations (%v)", n, err)
 		}
-		now = now.Add(time.Hour)
+		w.wait(time.Hour)
 		w.invited(t, "olga", team, address(2), Member)
 	})
 	t.Run("inviter", func(t *testing.T) {
@@ -440,10 +436,8 @@ func TestSweep(t *testing.T) {
 	w := open(t, nil)
 	w.people(t, "olga")
 	team := w.found(t, "olga", nil)
-	now := time.Now()
-	w.now = func() time.Time { return now }
 	old, token := w.invited(t, "olga", team, "old@example.test", Member)
-	now = now.Add(w.cfg.Lifetime + closed + time.Second)
+	w.wait(w.cfg.Lifetime + closed + time.Second)
 	young, _ := w.linked(t, "olga", team, Member)
 	if err := w.sweep(t.Context(), w.App); err != nil {
 		t.Fatal(err)

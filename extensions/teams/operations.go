@@ -271,7 +271,7 @@ const stored = "2006-01-02 15:04:05.000Z"
 func overview(team, me *core.Record, members int) Overview {
 	return Overview{
 		ID: team.Id, Name: team.GetString("name"), Role: me.GetString("role"), MemberID: me.Id, Members: members,
-		Created: team.GetDateTime("created").Time(),
+		Created: team.GetDateTime("created").Time().Truncate(time.Millisecond), // as it is stored
 	}
 }
 

@@ -27,7 +27,7 @@ func (t *Teams) start(ctx context.Context, h *extensions.Host) error {
 		defer ticker.Stop()
 		for {
 			if err := t.sweep(ctx, h.App); err != nil && ctx.Err() == nil {
-				h.Logger.Warn("old invitations could not be removed", "error", err)
+				h.Logger.Warn("teams could not be swept", "error", err)
 			}
 			select {
 			case <-ctx.Done():
@@ -47,7 +47,8 @@ func (t *Teams) stop(context.Context) error {
 	return nil
 }
 
-// sweep removes invitations that ended some time ago: they hold addresses of people who may have no account.
+// sweep removes invitations that ended some time ago, for they hold addresses of people who may have no account, and
+// counts the teams that raw SQL has left without an owner.
 func (t *Teams) sweep(ctx context.Context, app core.App) error {
 	before := t.now().Add(-closed).UTC().Format("2006-01-02 15:04:05.000Z")
 	for more := true; more; {
@@ -77,5 +78,12 @@ func (t *Teams) sweep(ctx context.Context, app core.App) error {
 	if err != nil {
 		return fmt.Errorf("delete marks of mails: %w", err)
 	}
+	var ownerless int64
+	err = app.ConcurrentDB().NewQuery(`SELECT count(*) FROM teams t
+		WHERE NOT EXISTS (SELECT 1 FROM team_members m WHERE m.team = t.id AND m.role = 'owner')`).WithContext(ctx).Row(&ownerless)
+	if err != nil {
+		return fmt.Errorf("count teams without an owner: %w", err)
+	}
+	t.ownerless.Store(ownerless)
 	return nil
 }

@@ -10,7 +10,7 @@
 // of the app make of them. What a role may do is in one place, roles.go. A team always has an owner, whatever happens:
 // the last one cannot leave, be removed or be demoted; when their account is deleted, the senior admin or else the senior
 // member follows; a team without members is deleted. Hooks inside of the transaction see to it, for superusers and
-// cascades, too. Only raw SQL gets past them; a check of `satchel doctor` finds what it left.
+// cascades, too. Only raw SQL gets past them; a check of the health summary tells what it left.
 //
 // Invitations are good once and for a limited time. What proves one is a token of 256 bits in the mail or the link, of
 // which only the SHA-256 is stored. One that was mailed is good only for the account with that address. It is void as soon
@@ -28,6 +28,7 @@ import (
 	"regexp"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
@@ -118,8 +119,9 @@ type Teams struct {
 	now    func() time.Time
 	writes sync.Map // *core.Record that a request of a superuser writes -> *core.RequestEvent
 
-	sweeping context.CancelFunc
-	swept    sync.WaitGroup
+	ownerless atomic.Int64 // teams that the last sweep found without an owner
+	sweeping  context.CancelFunc
+	swept     sync.WaitGroup
 }
 
 // New returns the feature.
@@ -153,15 +155,9 @@ func (t *Teams) audit(tx core.App, e *core.RequestEvent, action string, subject 
 	return t.deps.Audit(tx, e, action, "success", subject, details)
 }
 
-// check finds teams that raw SQL has left without an owner.
-func (t *Teams) check(_ context.Context, h *extensions.Host) extensions.Result {
-	var n int
-	err := h.App.ConcurrentDB().NewQuery(`SELECT count(*) FROM teams t
-		WHERE NOT EXISTS (SELECT 1 FROM team_members m WHERE m.team = t.id AND m.role = 'owner')`).Row(&n)
-	switch {
-	case err != nil:
-		return extensions.Result{Level: extensions.Fail, Message: fmt.Sprintf("teams cannot be read: %v", err), Next: "see the log of the server"}
-	case n > 0:
+// check tells what the last sweep has found, since it is asked often and teams may be many.
+func (t *Teams) check(context.Context, *extensions.Host) extensions.Result {
+	if n := t.ownerless.Load(); n > 0 {
 		return extensions.Result{
 			Level: extensions.Warn, Message: fmt.Sprintf("%d teams have no owner; something wrote to the tables past the hooks", n),
 			Next: "give each an owner in the dashboard, in the collection team_members",
