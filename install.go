@@ -57,7 +57,7 @@ func newAccounts(cfg account.Config, background *runs.Runs, sess *sessions.Sessi
 			{Name: "sessions", Export: login.Export},
 			{Name: "identities", Export: identities.Export},
 			{Name: "passkeys", Export: passkeys.Export},
-			{Name: "audit", Export: audit.ExportOf},
+			{Name: "audit", Export: audit.ExportAccount},
 		},
 	})
 }

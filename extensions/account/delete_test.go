@@ -70,6 +70,9 @@ func TestDelete(t *testing.T) {
 	if n := f.count(t, "audit_entries WHERE action IN ('account.delete', 'account.deleted')"); n != 2 {
 		t.Errorf("%d audit entries", n)
 	}
+	if n := f.count(t, "audit_entries WHERE subject_id = '"+f.ada.Id+"' OR actor_id = '"+f.ada.Id+"'"); n != 0 {
+		t.Errorf("%d audit entries name the account", n)
+	}
 }
 
 // Leaves go first: no transaction deletes a record that others hang on.
@@ -275,7 +278,11 @@ func TestSectionsAndForget(t *testing.T) {
 	f := start(t, func(c *Config, d *Deps) {
 		c.Grace = 0
 		d.Sections = []Section{{Name: "push", Delete: func(_ core.App, account *core.Record) error { deleted = account.Id; return nil }}}
-		d.Forget = func(_ core.App, collection, id string) error { forgotten = collection + " " + id; return nil }
+		forget := d.Forget
+		d.Forget = func(tx core.App, collection, id string) error {
+			forgotten = collection + " " + id
+			return forget(tx, collection, id)
+		}
 	})
 	f.deleteNow(t)
 	if deleted != f.ada.Id || forgotten != "users "+f.ada.Id {

@@ -50,7 +50,7 @@ func start(t testing.TB, change func(c *Config, d *Deps)) *fixture {
 	cfg := settings.Defaults[Config]()
 	deps := Deps{
 		Runs: runs.New(settings.Defaults[runs.Config]()), Key: vault.Key, Recent: sess.Recent, EndSessions: sess.EndAll,
-		Audit: log.Note, Version: db.TableVersion,
+		Audit: log.Note, Forget: log.Forget, Version: db.TableVersion,
 	}
 	if change != nil {
 		change(&cfg, &deps)
