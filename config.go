@@ -9,6 +9,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/apikeys"
 	"github.com/satchelbase/satchel/extensions/attestation"
+	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/authcache"
 	"github.com/satchelbase/satchel/extensions/guard"
 	"github.com/satchelbase/satchel/extensions/health"
@@ -25,6 +26,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
+	"github.com/satchelbase/satchel/extensions/teams"
 	"github.com/satchelbase/satchel/extensions/totp"
 )
 
@@ -66,6 +68,7 @@ type config struct {
 	api         api.Config
 	apikeys     apikeys.Config
 	attestation attestation.Config
+	audit       audit.Config
 	authcache   authcache.Config
 	logs        logs.Config
 	passwords   passwords.Config
@@ -81,6 +84,7 @@ type config struct {
 	metrics     metrics.Config
 	passkeys    passkeys.Config
 	store       store.Config
+	teams       teams.Config
 	totp        totp.Config
 }
 
@@ -94,6 +98,7 @@ func read(s *settings.Settings) config {
 		api:         settings.Section[api.Config](s, "api"),
 		apikeys:     settings.Section[apikeys.Config](s, "apikeys"),
 		attestation: settings.Section[attestation.Config](s, "attestation"),
+		audit:       settings.Section[audit.Config](s, "audit"),
 		authcache:   settings.Section[authcache.Config](s, "authcache"),
 		logs:        settings.Section[logs.Config](s, "logs"),
 		passwords:   settings.Section[passwords.Config](s, "passwords"),
@@ -108,6 +113,7 @@ func read(s *settings.Settings) config {
 		metrics:     settings.Section[metrics.Config](s, "metrics"),
 		passkeys:    settings.Section[passkeys.Config](s, "passkeys"),
 		store:       settings.Section[store.Config](s, "db"),
+		teams:       settings.Section[teams.Config](s, "teams"),
 		totp:        settings.Section[totp.Config](s, "totp"),
 	}
 }

@@ -41,6 +41,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
+	"github.com/satchelbase/satchel/extensions/teams"
 	"github.com/satchelbase/satchel/extensions/totp"
 	"github.com/satchelbase/satchel/hooks"
 	_ "github.com/satchelbase/satchel/migrations"
@@ -56,11 +57,13 @@ var version = "dev"
 func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *operations.Operations) ([]extensions.Extension, *sessions.Sessions) {
 	var list []extensions.Extension
 	vault, hasher, gate := secrets.NewVault(), passwords.NewHasher(cfg.passwords), attestation.NewGate(cfg.attestation)
+	log := audit.NewLog(vault)
 	sess := sessions.New(cfg.sessions, sessions.Deps{
-		Vault: vault, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Password: hasher.Verify, SecondFactor: totp.Enabled,
+		Vault: vault, Audit: log.Append, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Password: hasher.Verify, SecondFactor: totp.Enabled,
 	})
 	all := func() []extensions.Extension { return list }
-	ops.Add(hooks.Operations())
+	groups := teams.New(cfg.teams, teams.Deps{PublicURL: cfg.general.PublicURL, Audit: log.Note})
+	ops.Add(hooks.Operations(), groups.Operations())
 	list = []extensions.Extension{
 		api.New(cfg.api),
 		logs.New(cfg.logs),
@@ -70,35 +73,35 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		secrets.New(cfg.secrets, vault),
 		ratelimit.New(cfg.ratelimit, guard.Familiar(sess.KnownDevice), ops.Cost),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, sess.Verify)),
-		audit.New(),
-		admins.New(admins.Deps{Recent: sess.RequireRecent(), Audit: audit.Append}),
+		audit.New(cfg.audit, log, admins.May),
+		admins.New(admins.Deps{Recent: sess.RequireRecent(), Audit: log.Append}),
 		apikeys.New(cfg.apikeys, apikeys.Deps{
 			Scopes: []string{"operations:*"}, Routes: []string{"/api/v1/operations/"}, Version: db.TableVersion,
-			Audit: audit.Append, May: admins.May, Recent: sess.RequireRecent(),
+			Audit: log.Append, May: admins.May, Recent: sess.RequireRecent(),
 		}),
 		sess.Extension(),
 		oauth.New(sess, apikeys.Allow(apikeys.ScopeIntrospect)),
 		impersonation.New(sess, impersonation.Deps{May: admins.May, Privileged: admins.Privileged}),
-		anonymous.New(cfg.anonymous, sess),
-		guard.New(cfg.guard, guard.Deps{KnownDevice: sess.KnownDevice, Audit: audit.Note, EmailTaken: sessions.ErrEmailTaken}),
+		anonymous.New(cfg.anonymous, sess, log.Append),
+		guard.New(cfg.guard, guard.Deps{KnownDevice: sess.KnownDevice, Audit: log.NoteFailure, EmailTaken: sessions.ErrEmailTaken}),
 		passwords.New(hasher),
-		totp.New(cfg.totp, totp.Deps{Vault: vault, Recent: sess.RequireRecent(), Audit: audit.Note, Exempt: []string{passkeys.Method}}),
+		totp.New(cfg.totp, totp.Deps{Vault: vault, Recent: sess.RequireRecent(), Audit: log.Note, Exempt: []string{passkeys.Method}}),
 		passkeys.New(cfg.passkeys, passkeys.Deps{
-			PublicURL: cfg.general.PublicURL, Recent: sess.RequireRecent(), Audit: audit.Note, Public: program.Files(pb, site()),
+			PublicURL: cfg.general.PublicURL, Recent: sess.RequireRecent(), Audit: log.Note, Public: program.Files(pb, site()),
 			LastWayIn: identities.LastWayIn(cfg.identities),
 		}),
 		gate.Extension(),
 		identities.New(cfg.identities, identities.Deps{
-			SignIn: sess.SignIn, Recent: sess.RequireRecent(), RevokeSessions: sess.EndAll, Audit: audit.Note, Seal: vault.Seal, Open: vault.Open,
+			SignIn: sess.SignIn, Recent: sess.RequireRecent(), RevokeSessions: sess.EndAll, Audit: log.Note, Seal: vault.Seal, Open: vault.Open,
 			Passkeys: passkeys.Has, Upgraded: anonymous.Upgraded,
 		}),
 		ops.Extension(operations.Deps{
-			Role: admins.May, Staff: []string{admins.Collection}, Key: apikeys.Presented, Recent: sess.Recent, Attested: gate.Require,
-			Audit: audit.Note,
+			Role: admins.May, Staff: []string{admins.Collection}, Key: apikeys.Presented, Recent: sess.Recent, Attested: gate.Require, Audit: log.Note,
 		}),
+		groups.Extension(),
 		records.New(cfg.records, db),
 		idempotency.New(cfg.idempotency, idempotency.Deps{
-			Key: apikeys.KeyID, SuspectWaits: db.SuspectWaits, Healthy: db.Healthy, Unavailable: store.IsUnavailable,
+			Key: apikeys.KeyID, Route: ops.Policy, Before: ops.Prepare, SuspectWaits: db.SuspectWaits, Healthy: db.Healthy, Unavailable: store.IsUnavailable,
 		}),
 		health.New(cfg.health, all, admins.May),
 		demo.New(),

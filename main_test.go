@@ -44,7 +44,8 @@ func build(t *testing.T) (*pocketbase.PocketBase, *settings.Settings, []extensio
 func otherGroups() map[string]string {
 	return map[string]string{
 		"sessions": "auth", "oauth": "auth", "impersonation": "auth", "totp": "auth", "passkeys": "auth", "identities": "auth",
-		"anonymous": "auth", "admins": "admin", "apikeys": "admin",
+		"anonymous": "auth",
+		"audit":     "admin", "admins": "admin", "apikeys": "admin",
 	}
 }
 

@@ -23,6 +23,7 @@ func friends() map[string][]string {
 		"records":       {"rows"},
 		"impersonation": {"sessions"},
 		"oauth":         {"sessions"},
+		"operations":    {"idempotency"},
 		"sessions":      {"audit", "authcache"},
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"encoding/json/jsontext"
 
 	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/idempotency"
 )
 
 // Call is one invocation of an operation. It belongs to one goroutine.
@@ -39,7 +41,7 @@ func (c *Call) Detail(key string, value any) {
 }
 
 // AfterCommit runs f once the outermost transaction is committed, and never when it is rolled back.
-func (c *Call) AfterCommit(f func()) { afterCommit(c.App, f) }
+func (c *Call) AfterCommit(f func()) { idempotency.AfterCommit(c.App, f) }
 
 // invocation is a call that has passed what is judged before the transaction.
 type invocation struct {
@@ -68,18 +70,4 @@ func (i *invocation) note() {
 			i.call.Detail(name, value)
 		}
 	}
-}
-
-func afterCommit(app core.App, f func()) {
-	tx := app.TxInfo()
-	if tx == nil {
-		f()
-		return
-	}
-	tx.OnComplete(func(err error) error {
-		if err == nil {
-			f()
-		}
-		return nil
-	})
 }

@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/idempotency"
 )
 
 // Codes that every operation can answer besides those of the package api.
@@ -59,6 +60,11 @@ type Spec[In, Out any] struct {
 	// Do does it. All database work goes through the application of the call, which is the transaction of a write. An
 	// error rolls it back; make those that a client should tell apart with api.Fail.
 	Do func(c *Call, in In) (Out, error)
+
+	// Steps does it instead of Do when other services are called: a payment, a model. No transaction is open but within the
+	// steps that it takes in a fixed order by idempotency.Local and idempotency.Call; when the phone repeats the request, the
+	// steps that are done return what they returned. It needs the Idempotency-Key.
+	Steps func(c *Call, s *idempotency.Steps, in In) (Out, error)
 }
 
 // Callers says who may call. The zero value is every signed-in user. Superusers and admins are no users: they may call
@@ -93,6 +99,7 @@ type Operation struct {
 	audit   []string
 	input   *schema
 	do      func(c *Call, input jsontext.Value) (any, error)
+	steps   func(c *Call, s *idempotency.Steps, input jsontext.Value) (any, error)
 	err     error
 }
 
@@ -145,13 +152,29 @@ func Define[In, Out any](s Spec[In, Out]) Operation {
 		return o
 	}
 	o.do = func(c *Call, input jsontext.Value) (any, error) {
-		var in In
-		if err := jsonv2.Unmarshal(input, &in); err != nil {
-			return nil, fmt.Errorf("decode validated input of %s: %w", s.Name, err)
+		in, err := decode[In](input)
+		if err != nil {
+			return nil, err
 		}
 		return s.Do(c, in)
 	}
+	if s.Steps != nil {
+		o.steps = func(c *Call, steps *idempotency.Steps, input jsontext.Value) (any, error) {
+			in, err := decode[In](input)
+			if err != nil {
+				return nil, err
+			}
+			return s.Steps(c, steps, in)
+		}
+	}
 	return o
+}
+
+func decode[In any](input jsontext.Value) (in In, err error) {
+	if err := jsonv2.Unmarshal(input, &in); err != nil {
+		return in, fmt.Errorf("decode validated input: %w", err)
+	}
+	return in, nil
 }
 
 func (s Spec[In, Out]) check() error {
@@ -159,8 +182,10 @@ func (s Spec[In, Out]) check() error {
 	switch {
 	case !namePattern.MatchString(s.Name):
 		return fmt.Errorf("operation %q: the name must be like teams.invite", s.Name)
-	case s.Summary == "", s.Do == nil:
-		return fmt.Errorf("operation %s needs a Summary and a Do", s.Name)
+	case s.Summary == "", (s.Do == nil) == (s.Steps == nil):
+		return fmt.Errorf("operation %s needs a Summary, and a Do or Steps", s.Name)
+	case s.Steps != nil && (s.Read || s.KeyOptional):
+		return fmt.Errorf("operation %s: steps are known again by the idempotency key, so it writes and needs one", s.Name)
 	case in.Kind() != reflect.Struct:
 		return fmt.Errorf("operation %s: the input must be a struct", s.Name)
 	case s.Limit.Count < 0, s.Limit.Count > 0 && s.Limit.Per <= 0, s.Cost < 0:

@@ -22,6 +22,9 @@ func (o *Operations) Call(ctx context.Context, app core.App, name string, input 
 	if op == nil {
 		return nil, api.Fail(ErrUnknown, name)
 	}
+	if op.steps != nil {
+		return nil, api.Fail(api.ErrBadRequest, name+" calls other services, which needs a request with an idempotency key")
+	}
 	if account != nil && op.callers.Collections != nil && !slices.Contains(op.callers.Collections, account.Collection().Name) {
 		return nil, ErrCallerRefused
 	}

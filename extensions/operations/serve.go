@@ -17,6 +17,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/internal/gcra"
 )
 
@@ -141,12 +142,12 @@ func (o *Operations) routes(g *router.RouterGroup[*core.RequestEvent]) {
 }
 
 func (o *Operations) serve(e *core.RequestEvent, op *Operation) error {
-	i, prepared := e.Get(invocationKey).(*invocation)
-	if !prepared {
-		var err error
-		if i, err = o.prepare(e, op); err != nil {
-			return err
-		}
+	i, err := o.invocation(e, op)
+	if err != nil {
+		return err
+	}
+	if op.steps != nil {
+		return o.take(e, i)
 	}
 	out, err := o.run(e.App, i)
 	if err != nil {
@@ -155,18 +156,35 @@ func (o *Operations) serve(e *core.RequestEvent, op *Operation) error {
 	return api.Write(e, http.StatusOK, out)
 }
 
+// Policy is what the route of an operation wants of idempotency keys.
+func (o *Operations) Policy(method, pattern string) idempotency.Policy {
+	name, ok := strings.CutPrefix(pattern, prefix)
+	if !ok {
+		return idempotency.Policy{}
+	}
+	op := o.byName[name]
+	if op == nil || op.Method != method {
+		return idempotency.Policy{}
+	}
+	return idempotency.Policy{Required: op.KeyRequired, Guests: op.Guests, Phased: op.steps != nil}
+}
+
 // Prepare judges a request for an operation by all that needs no transaction: the caller, the input, the limits. It
 // judges once for each request; other requests pass.
 func (o *Operations) Prepare(e *core.RequestEvent) error {
 	op := o.find(e.Request)
-	if op == nil || e.Get(invocationKey) != nil {
+	if op == nil {
 		return nil
 	}
-	_, err := o.prepare(e, op)
+	_, err := o.invocation(e, op)
 	return err
 }
 
-func (o *Operations) prepare(e *core.RequestEvent, op *Operation) (*invocation, error) {
+// invocation is what the request wants, once it was judged. The next attempt at steps that have begun was judged before.
+func (o *Operations) invocation(e *core.RequestEvent, op *Operation) (*invocation, error) {
+	if i, ok := e.Get(invocationKey).(*invocation); ok {
+		return i, nil
+	}
 	caller, trusted, err := o.authorize(e, op)
 	if err != nil {
 		return nil, err
@@ -183,21 +201,29 @@ func (o *Operations) prepare(e *core.RequestEvent, op *Operation) (*invocation, 
 	if err != nil {
 		return nil, err
 	}
-	if err := o.admit(op, caller); err != nil {
+	if steps, err := idempotency.StepsOf(e); err == nil && steps.Resumed() {
+		i.trusted = true
+	} else if err := o.admit(e, i, caller); err != nil {
 		return nil, err
-	}
-	if op.Attested && !trusted {
-		if err := o.deps.Attested(e); err != nil {
-			return nil, err
-		}
-	}
-	if op.Recent && !trusted {
-		if err := o.deps.Recent(e); err != nil {
-			return nil, err
-		}
 	}
 	e.Set(invocationKey, i)
 	return i, nil
+}
+
+// admit applies what the operation asks of a caller who may call it.
+func (o *Operations) admit(e *core.RequestEvent, i *invocation, caller string) error {
+	if err := o.limit(i.operation, caller); err != nil {
+		return err
+	}
+	if i.operation.Attested && !i.trusted {
+		if err := o.deps.Attested(e); err != nil {
+			return err
+		}
+	}
+	if i.operation.Recent && !i.trusted {
+		return o.deps.Recent(e)
+	}
+	return nil
 }
 
 // authorize tells who calls and whether that alone is enough. It asks no database.
@@ -238,8 +264,8 @@ func superusersOnly(e *core.RequestEvent, _ string) error {
 	return nil
 }
 
-// admit applies the operation's own limit.
-func (o *Operations) admit(op *Operation, caller string) error {
+// limit applies the operation's own bound.
+func (o *Operations) limit(op *Operation, caller string) error {
 	if op.limit.Count == 0 {
 		return nil
 	}
@@ -250,6 +276,28 @@ func (o *Operations) admit(op *Operation, caller string) error {
 		return p
 	}
 	return nil
+}
+
+// take runs an operation that takes steps. What it answers and the entry of the audit are its last step.
+func (o *Operations) take(e *core.RequestEvent, i *invocation) error {
+	steps, err := idempotency.StepsOf(e)
+	if err != nil {
+		return err
+	}
+	i.call.App, i.begun = e.App, true
+	if err := o.judge(e.App, i); err != nil {
+		return err
+	}
+	out, err := i.operation.steps(i.call, steps, i.input)
+	if err != nil {
+		return err
+	}
+	return steps.Finish(func(tx core.App) error {
+		if err := o.record(tx, i, success, nil); err != nil {
+			return err
+		}
+		return api.Write(e, http.StatusOK, out)
+	})
 }
 
 // run calls the operation, an operation that writes in a transaction.
