@@ -11,7 +11,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/satchelbase/satchel/extensions/admins"
+	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/cli"
+	"github.com/satchelbase/satchel/extensions/internal/secret"
 	"github.com/satchelbase/satchel/extensions/sessions"
 )
 
@@ -20,7 +22,7 @@ func (w *world) run(t testing.TB, args ...string) (string, error) {
 	t.Helper()
 	root := &cobra.Command{Use: "satchel", SilenceErrors: true, SilenceUsage: true}
 	root.PersistentFlags().Bool("json", false, "")
-	root.AddCommand(admins.New(admins.Deps{Audit: auditLog().Append}).Commands(w.Host)...)
+	root.AddCommand(admins.New(admins.Deps{Audit: audit.NewLog(secret.Fixed(bytes.Repeat([]byte{7}, secret.KeySize))).Append}).Commands(w.Host)...)
 	var out bytes.Buffer
 	root.SetOut(&out)
 	root.SetArgs(append([]string{"admins"}, args...))
@@ -100,7 +102,7 @@ func TestCommandMistakes(t *testing.T) {
 // The migration takes nobody's collection for its own, and can be taken back.
 func TestMigration(t *testing.T) {
 	w := start(t)
-	m := admins.New(admins.Deps{Audit: auditLog().Append}).Migrations[0]
+	m := admins.New(admins.Deps{Audit: audit.NewLog(secret.Fixed(bytes.Repeat([]byte{7}, secret.KeySize))).Append}).Migrations[0]
 	if err := w.RunInTransaction(m.Down); err != nil {
 		t.Fatal(err)
 	}

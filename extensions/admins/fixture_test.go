@@ -33,9 +33,6 @@ import (
 // world is the server with everything that admins meet.
 type world struct{ *apptest.App }
 
-// auditLog writes the audit.
-func auditLog() *audit.Log { return audit.NewLog(secret.Fixed([]byte("root key of the tests"))) }
-
 func start(t testing.TB) *world {
 	t.Helper()
 	vault := secret.Fixed(bytes.Repeat([]byte{7}, secret.KeySize))
@@ -43,7 +40,8 @@ func start(t testing.TB) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sess := sessions.New(settings.Defaults[sessions.Config](), sessions.Deps{Audit: auditLog().Append, Vault: vault, Version: db.TableVersion})
+	log := audit.NewLog(vault)
+	sess := sessions.New(settings.Defaults[sessions.Config](), sessions.Deps{Vault: vault, Version: db.TableVersion, Audit: log.Append})
 	cache := settings.Defaults[authcache.Config]()
 	anon := settings.Defaults[anonymous.Config]()
 	anon.Collections = []string{"users", "admins"} // by mistake
@@ -61,22 +59,22 @@ func start(t testing.TB) *world {
 	})})
 	w := &world{apptest.Open(t, db.Connect,
 		api.New(settings.Defaults[api.Config]()), store.New(db),
-		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, sess.Verify)), audit.New(audit.Config{}, auditLog(), admins.May),
-		admins.New(admins.Deps{Recent: sess.RequireRecent(), Audit: auditLog().Append}),
+		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, sess.Verify)), audit.New(audit.Config{}, log, admins.May),
+		admins.New(admins.Deps{Recent: sess.RequireRecent(), Audit: log.Append}),
 		apikeys.New(settings.Defaults[apikeys.Config](), apikeys.Deps{
-			Scopes: []string{"operations:*"}, Routes: []string{"/api/v1/gate/", "/api/v1/operations/"}, Version: db.TableVersion, Audit: auditLog().Append, May: admins.May, Recent: sess.RequireRecent(),
+			Scopes: []string{"operations:*"}, Routes: []string{"/api/v1/gate/", "/api/v1/operations/"}, Version: db.TableVersion, Audit: log.Append, May: admins.May, Recent: sess.RequireRecent(),
 		}),
 		sess.Extension(), oauth.New(sess, apikeys.Allow(apikeys.ScopeIntrospect)),
 		impersonation.New(sess, impersonation.Deps{May: admins.May, Privileged: admins.Privileged}),
-		anonymous.New(anon, sess, auditLog().Append), guard.New(settings.Defaults[guard.Config](), guard.Deps{Audit: auditLog().Note}),
-		totp.New(settings.Defaults[totp.Config](), totp.Deps{Vault: vault, Recent: sess.RequireRecent(), Audit: auditLog().Note}),
+		anonymous.New(anon, sess, log.Append), guard.New(settings.Defaults[guard.Config](), guard.Deps{Audit: log.Note}),
+		totp.New(settings.Defaults[totp.Config](), totp.Deps{Vault: vault, Recent: sess.RequireRecent(), Audit: log.Note}),
 		identities.New(ids, identities.Deps{
-			SignIn: sess.SignIn, Recent: sess.RequireRecent(), RevokeSessions: sess.EndAll, Audit: auditLog().Note, Seal: vault.Seal, Open: vault.Open,
+			SignIn: sess.SignIn, Recent: sess.RequireRecent(), RevokeSessions: sess.EndAll, Audit: log.Note, Seal: vault.Seal, Open: vault.Open,
 		}),
 		health.New(settings.Defaults[health.Config](), func() []extensions.Extension { return nil }, admins.May), gates,
 		ops.Extension(operations.Deps{
 			Role: admins.May, Staff: []string{admins.Collection}, Key: apikeys.Presented, Recent: sess.Recent,
-			Attested: func(*core.RequestEvent) error { return nil }, Audit: auditLog().Note,
+			Attested: func(*core.RequestEvent) error { return nil }, Audit: log.Note,
 		}),
 	)}
 	c, err := w.FindCollectionByNameOrId(admins.CollectionID)
