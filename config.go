@@ -8,6 +8,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/anonymous"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/attestation"
+	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/authcache"
 	"github.com/satchelbase/satchel/extensions/guard"
 	"github.com/satchelbase/satchel/extensions/health"
@@ -24,6 +25,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
+	"github.com/satchelbase/satchel/extensions/teams"
 	"github.com/satchelbase/satchel/extensions/totp"
 )
 
@@ -64,6 +66,7 @@ type config struct {
 	anonymous   anonymous.Config
 	api         api.Config
 	attestation attestation.Config
+	audit       audit.Config
 	authcache   authcache.Config
 	logs        logs.Config
 	passwords   passwords.Config
@@ -79,6 +82,7 @@ type config struct {
 	metrics     metrics.Config
 	passkeys    passkeys.Config
 	store       store.Config
+	teams       teams.Config
 	totp        totp.Config
 }
 
@@ -91,6 +95,7 @@ func read(s *settings.Settings) config {
 		anonymous:   settings.Section[anonymous.Config](s, "anonymous"),
 		api:         settings.Section[api.Config](s, "api"),
 		attestation: settings.Section[attestation.Config](s, "attestation"),
+		audit:       settings.Section[audit.Config](s, "audit"),
 		authcache:   settings.Section[authcache.Config](s, "authcache"),
 		logs:        settings.Section[logs.Config](s, "logs"),
 		passwords:   settings.Section[passwords.Config](s, "passwords"),
@@ -105,6 +110,7 @@ func read(s *settings.Settings) config {
 		metrics:     settings.Section[metrics.Config](s, "metrics"),
 		passkeys:    settings.Section[passkeys.Config](s, "passkeys"),
 		store:       settings.Section[store.Config](s, "db"),
+		teams:       settings.Section[teams.Config](s, "teams"),
 		totp:        settings.Section[totp.Config](s, "totp"),
 	}
 }

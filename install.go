@@ -10,6 +10,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/logs"
+	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/program"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/store"
@@ -26,11 +27,11 @@ func site() fs.FS {
 }
 
 // install binds the features and the app's own hooks to an application that is not open yet.
-func install(cfg config, pb *pocketbase.PocketBase, app core.App, db *store.Store) (*extensions.Host, []extensions.Extension, *sessions.Sessions, error) {
+func install(cfg config, pb *pocketbase.PocketBase, app core.App, db *store.Store, ops *operations.Operations) (*extensions.Host, []extensions.Extension, *sessions.Sessions, error) {
 	h := &extensions.Host{
 		App: app, Version: version, Production: cfg.general.production(), Logger: slog.New(logs.Handler(os.Stderr, cfg.logs)),
 	}
-	list, sess := features(cfg, pb, db)
+	list, sess := features(cfg, pb, db, ops)
 	if err := extensions.Install(h, list); err != nil {
 		return nil, nil, nil, err
 	}
@@ -45,13 +46,14 @@ func sandbox(cfg config, pb *pocketbase.PocketBase) func(dataDir string) (core.A
 		if err != nil {
 			return nil, err
 		}
-		app, err := program.Sandbox(pb, dataDir, db.Connect)
+		ops := operations.New()
+		app, err := program.Sandbox(pb, dataDir, db.Connect, ops.Script)
 		if err != nil {
 			return nil, err
 		}
 		copied := cfg
-		copied.secrets = cfg.secrets.Sandbox(pb.DataDir())
-		_, _, _, err = install(copied, pb, app, db)
+		copied.secrets, copied.audit = cfg.secrets.Sandbox(pb.DataDir()), cfg.audit.Sandbox()
+		_, _, _, err = install(copied, pb, app, db, ops)
 		return app, err
 	}
 }

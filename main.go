@@ -29,6 +29,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/memory"
 	"github.com/satchelbase/satchel/extensions/metrics"
 	"github.com/satchelbase/satchel/extensions/oauth"
+	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/passkeys"
 	"github.com/satchelbase/satchel/extensions/passwords"
 	"github.com/satchelbase/satchel/extensions/program"
@@ -39,7 +40,9 @@ import (
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
+	"github.com/satchelbase/satchel/extensions/teams"
 	"github.com/satchelbase/satchel/extensions/totp"
+	"github.com/satchelbase/satchel/hooks"
 	_ "github.com/satchelbase/satchel/migrations"
 )
 
@@ -50,13 +53,16 @@ var public embed.FS
 var version = "dev"
 
 // features lists what this program can do. The order is that of start-up; the first is outermost around a request.
-func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensions.Extension, *sessions.Sessions) {
+func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *operations.Operations) ([]extensions.Extension, *sessions.Sessions) {
 	var list []extensions.Extension
-	vault, hasher := secrets.NewVault(), passwords.NewHasher(cfg.passwords)
+	vault, hasher, gate := secrets.NewVault(), passwords.NewHasher(cfg.passwords), attestation.NewGate(cfg.attestation)
+	log := audit.NewLog(vault)
 	sess := sessions.New(cfg.sessions, sessions.Deps{
-		Vault: vault, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Password: hasher.Verify, SecondFactor: totp.Enabled,
+		Vault: vault, Audit: log.Append, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Password: hasher.Verify, SecondFactor: totp.Enabled,
 	})
 	all := func() []extensions.Extension { return list }
+	groups := teams.New(cfg.teams, teams.Deps{PublicURL: cfg.general.PublicURL, Audit: log.Note})
+	ops.Add(hooks.Operations(), groups.Operations())
 	list = []extensions.Extension{
 		api.New(cfg.api),
 		logs.New(cfg.logs),
@@ -64,28 +70,32 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store) ([]extensi
 		metrics.New(cfg.metrics, len(cfg.api.TrustedProxies) > 0, all),
 		store.New(db),
 		secrets.New(cfg.secrets, vault),
-		ratelimit.New(cfg.ratelimit, guard.Familiar(sess.KnownDevice)),
+		ratelimit.New(cfg.ratelimit, guard.Familiar(sess.KnownDevice), ops.Cost),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, sess.Verify)),
-		audit.New(),
-		apikeys.New(),
+		audit.New(cfg.audit, log, nil),
+		apikeys.New(log.Append),
 		sess.Extension(),
 		oauth.New(sess, apikeys.Allow(apikeys.ScopeIntrospect)),
 		impersonation.New(sess),
-		anonymous.New(cfg.anonymous, sess),
-		guard.New(cfg.guard, guard.Deps{KnownDevice: sess.KnownDevice, Audit: audit.Note, EmailTaken: sessions.ErrEmailTaken}),
+		anonymous.New(cfg.anonymous, sess, log.Append),
+		guard.New(cfg.guard, guard.Deps{KnownDevice: sess.KnownDevice, Audit: log.NoteFailure, EmailTaken: sessions.ErrEmailTaken}),
 		passwords.New(hasher),
-		totp.New(cfg.totp, totp.Deps{Vault: vault, Recent: sess.RequireRecent(), Audit: audit.Note, Exempt: []string{passkeys.Method}}),
+		totp.New(cfg.totp, totp.Deps{Vault: vault, Recent: sess.RequireRecent(), Audit: log.Note, Exempt: []string{passkeys.Method}}),
 		passkeys.New(cfg.passkeys, passkeys.Deps{
-			PublicURL: cfg.general.PublicURL, Recent: sess.RequireRecent(), Audit: audit.Note, Public: program.Files(pb, site()),
+			PublicURL: cfg.general.PublicURL, Recent: sess.RequireRecent(), Audit: log.Note, Public: program.Files(pb, site()),
 			LastWayIn: identities.LastWayIn(cfg.identities),
 		}),
-		attestation.New(cfg.attestation),
+		gate.Extension(),
 		identities.New(cfg.identities, identities.Deps{
-			SignIn: sess.SignIn, Recent: sess.RequireRecent(), RevokeSessions: sess.EndAll, Audit: audit.Note, Seal: vault.Seal, Open: vault.Open,
+			SignIn: sess.SignIn, Recent: sess.RequireRecent(), RevokeSessions: sess.EndAll, Audit: log.Note, Seal: vault.Seal, Open: vault.Open,
 			Passkeys: passkeys.Has, Upgraded: anonymous.Upgraded,
 		}),
+		ops.Extension(operations.Deps{Recent: sess.Recent, Attested: gate.Require, Audit: log.Note}),
+		groups.Extension(),
 		records.New(cfg.records, db),
-		idempotency.New(cfg.idempotency, idempotency.Deps{SuspectWaits: db.SuspectWaits, Healthy: db.Healthy, Unavailable: store.IsUnavailable}),
+		idempotency.New(cfg.idempotency, idempotency.Deps{
+			Route: ops.Policy, Before: ops.Prepare, SuspectWaits: db.SuspectWaits, Healthy: db.Healthy, Unavailable: store.IsUnavailable,
+		}),
 		health.New(cfg.health, all),
 		demo.New(),
 		rules.New(sandbox(cfg, pb)),
@@ -111,12 +121,13 @@ func run(args []string) int {
 	if err != nil {
 		return cli.Report(os.Stderr, err, false)
 	}
+	ops := operations.New()
 	info := program.Info{
 		Version: version, DataDir: cfg.general.DataDir, HTTP: cfg.general.HTTP, Queries: cfg.general.Queries,
-		Public: site(), DBConnect: db.Connect,
+		Public: site(), DBConnect: db.Connect, Script: ops.Script,
 	}
 	pb := program.New(info, args)
-	h, list, sess, err := install(cfg, pb, pb, db)
+	h, list, sess, err := install(cfg, pb, pb, db, ops)
 	if err != nil {
 		return cli.Report(os.Stderr, err, false)
 	}

@@ -16,8 +16,10 @@ import (
 
 	"github.com/pocketbase/pocketbase"
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/router"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/program"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
@@ -34,7 +36,7 @@ func build(t *testing.T) (*pocketbase.PocketBase, *settings.Settings, []extensio
 		t.Fatal(err)
 	}
 	pb := program.New(program.Info{DataDir: t.TempDir(), DBConnect: db.Connect}, nil)
-	list, _ := features(cfg, pb, db)
+	list, _ := features(cfg, pb, db, operations.New())
 	return pb, cfg.settings, list
 }
 
@@ -43,6 +45,7 @@ func otherGroups() map[string]string {
 	return map[string]string{
 		"sessions": "auth", "oauth": "auth", "impersonation": "auth", "totp": "auth", "passkeys": "auth", "identities": "auth",
 		"anonymous": "auth",
+		"audit":     "admin",
 	}
 }
 
@@ -212,7 +215,10 @@ func writeReference(w io.Writer, s *settings.Settings, list []extensions.Extensi
 	for _, x := range list {
 		p("\n## %s\n", x.Name)
 		if x.Routes != nil {
-			p("\nRoutes below `/api/v1/%s`.\n", x.RouteGroup())
+			p("\n| route |\n|---|\n")
+			for _, r := range routes(x) {
+				p("| `%s` |\n", r)
+			}
 		}
 		section(x.Name)
 		if x.Name == "store" {
@@ -236,6 +242,29 @@ func writeReference(w io.Writer, s *settings.Settings, list []extensions.Extensi
 			}
 		}
 	}
+}
+
+// routes lists what the extension serves below /api/v1, as "POST /api/v1/operations/notes.clearDone".
+func routes(x extensions.Extension) []string {
+	g := (&router.RouterGroup[*core.RequestEvent]{}).Group("/api/v1/" + x.RouteGroup())
+	x.Routes(g)
+	var out []string
+	var walk func(group reflect.Value, prefix string)
+	walk = func(group reflect.Value, prefix string) {
+		prefix += group.FieldByName("Prefix").String()
+		children := group.FieldByName("children")
+		for i := range children.Len() {
+			child := children.Index(i).Elem().Elem()
+			if method := child.FieldByName("Method"); method.IsValid() {
+				out = append(out, method.String()+" "+prefix+child.FieldByName("Path").String())
+			} else {
+				walk(child, prefix)
+			}
+		}
+	}
+	walk(reflect.ValueOf(g).Elem(), "")
+	slices.Sort(out)
+	return out
 }
 
 func code(s string) string {

@@ -22,6 +22,7 @@ var (
 	ErrFieldType     = &extensions.Code{Name: "api.field_type", Status: http.StatusBadRequest, Title: "The value has the wrong type for the field"}
 	ErrFieldLong     = &extensions.Code{Name: "api.field_too_long", Status: http.StatusBadRequest, Title: "The value is too long"}
 	ErrFieldRequired = &extensions.Code{Name: "api.field_required", Status: http.StatusBadRequest, Title: "The field is required"}
+	ErrFieldInvalid  = &extensions.Code{Name: "api.field_invalid", Status: http.StatusBadRequest, Title: "The value is not one that the field takes"}
 )
 
 // Invalid is one mistake in a field.

@@ -29,7 +29,7 @@ func Codes() []*extensions.Code {
 	return []*extensions.Code{
 		ErrBadRequest, ErrValidation, ErrBodyMalformed, ErrUnauthorized, ErrForbidden, ErrNotFound,
 		ErrConflict, ErrBodyTooLarge, ErrMediaType, ErrAppUpgrade, ErrTooManyRequests, ErrInternal, ErrUnavailable, ErrDeadline,
-		ErrFieldUnknown, ErrFieldType, ErrFieldLong, ErrFieldRequired,
+		ErrFieldUnknown, ErrFieldType, ErrFieldLong, ErrFieldRequired, ErrFieldInvalid,
 	}
 }
 

@@ -95,6 +95,9 @@ func StatusOf(ctx context.Context, err error) int {
 	return router.ToApiError(err).Status
 }
 
+// CodeOf is the name of the code that /api/v1 answers for the error.
+func CodeOf(err error) string { return asProblem(tooLarge(err)).Code.Name }
+
 // tooLarge recognises the body limit behind the general error that a failed read of the body becomes.
 func tooLarge(err error) error {
 	var limit *http.MaxBytesError

@@ -65,8 +65,8 @@ func Of(e *core.RequestEvent) (Attestation, bool) {
 	return a, ok
 }
 
-// gate judges requests. It is safe for concurrent use.
-type gate struct {
+// Gate judges requests. It is safe for concurrent use.
+type Gate struct {
 	cfg      Config
 	routes   []route
 	fallback mode
@@ -77,17 +77,29 @@ type gate struct {
 	missing  atomic.Int64
 }
 
-// New returns the extension. cfg must be valid.
-func New(cfg Config) extensions.Extension {
-	return newGate(cfg, jwks.New(outbound.NewClient(outbound.Options{}), jwks.Source{URL: keysURL}, nil)).extension()
+// NewGate returns the gate of the extension. cfg must be valid.
+func NewGate(cfg Config) *Gate {
+	return newGate(cfg, jwks.New(outbound.NewClient(outbound.Options{}), jwks.Source{URL: keysURL}, nil))
 }
 
-func newGate(cfg Config, cache *jwks.Cache) *gate {
+// Require refuses a request that does not bring a good token, whatever the mode of its route. Without a project in the
+// settings no token is good.
+func (g *Gate) Require(e *core.RequestEvent) error {
+	if _, ok := Of(e); ok {
+		return nil
+	}
+	if g.cfg.Project == "" || len(g.cfg.Apps) == 0 {
+		return api.Fail(ErrRequired, "this server knows no apps: SATCHEL_ATTESTATION_PROJECT and SATCHEL_ATTESTATION_APPS are not set")
+	}
+	return g.judge(e, enforce)
+}
+
+func newGate(cfg Config, cache *jwks.Cache) *Gate {
 	routes, err := parseRoutes(cfg.Routes)
 	if err != nil {
 		panic("attestation: the configuration is not valid: " + err.Error())
 	}
-	return &gate{
+	return &Gate{
 		cfg: cfg, routes: routes, fallback: modes()[cfg.Mode], cache: cache, logger: slog.New(slog.DiscardHandler),
 		parser: jwt.NewParser(
 			jwt.WithValidMethods([]string{"RS256"}), jwt.WithStrictDecoding(), jwt.WithLeeway(leeway), jwt.WithExpirationRequired(), jwt.WithIssuedAt(),
@@ -96,7 +108,8 @@ func newGate(cfg Config, cache *jwks.Cache) *gate {
 	}
 }
 
-func (g *gate) extension() extensions.Extension {
+// Extension returns the extension.
+func (g *Gate) Extension() extensions.Extension {
 	return extensions.Extension{
 		Name:       "attestation",
 		Settings:   g.cfg,
@@ -123,7 +136,7 @@ func (g *gate) extension() extensions.Extension {
 	}
 }
 
-func (g *gate) check(context.Context, *extensions.Host) extensions.Result {
+func (g *Gate) check(context.Context, *extensions.Host) extensions.Result {
 	if !g.cfg.on() {
 		return extensions.Result{Level: extensions.Skip, Message: "off"}
 	}
@@ -131,14 +144,14 @@ func (g *gate) check(context.Context, *extensions.Host) extensions.Result {
 }
 
 // single judges every request; those inside a batch do not pass here.
-func (g *gate) single(e *core.RequestEvent) error {
+func (g *Gate) single(e *core.RequestEvent) error {
 	if err := g.judge(e, g.modeOf(e)); err != nil {
 		return err
 	}
 	return e.Next()
 }
 
-func (g *gate) batch(e *core.BatchRequestEvent) error {
+func (g *Gate) batch(e *core.BatchRequestEvent) error {
 	strictest := off
 	for _, inner := range e.Batch {
 		strictest = max(strictest, g.modeOfInner(e.App, inner))
@@ -151,7 +164,7 @@ func (g *gate) batch(e *core.BatchRequestEvent) error {
 
 // judge lets a request pass, or not, by the mode of its route. It runs twice for a batch, and a token that may be used
 // once is used once for both.
-func (g *gate) judge(e *core.RequestEvent, m mode) error {
+func (g *Gate) judge(e *core.RequestEvent, m mode) error {
 	if m == off || e.HasSuperuserAuth() || e.Request.Method == http.MethodOptions {
 		return nil
 	}
@@ -185,7 +198,7 @@ func (g *gate) judge(e *core.RequestEvent, m mode) error {
 }
 
 // verdict refuses, or only notes that it would.
-func (g *gate) verdict(e *core.RequestEvent, m mode, p *api.Problem) error {
+func (g *Gate) verdict(e *core.RequestEvent, m mode, p *api.Problem) error {
 	if m == log {
 		g.logger.LogAttrs(e.Request.Context(), slog.LevelWarn, "attestation would refuse a request",
 			slog.String("code", p.Code.Name), slog.String("route", e.Request.Pattern), slog.Any("error", p.Cause))
@@ -200,7 +213,7 @@ func (g *gate) verdict(e *core.RequestEvent, m mode, p *api.Problem) error {
 // errBad marks what is wrong with a token, as opposed to with the server.
 var errBad = errors.New("the token is not good")
 
-func (g *gate) verify(ctx context.Context, text string) (Attestation, error) {
+func (g *Gate) verify(ctx context.Context, text string) (Attestation, error) {
 	if len(text) > maxToken {
 		return Attestation{}, fmt.Errorf("%w: too long", errBad)
 	}

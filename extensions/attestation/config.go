@@ -103,7 +103,7 @@ func canonical(path string) string {
 }
 
 // find is the mode of a path: the longest entry that holds, one with the method before one for all.
-func (g *gate) find(method, path string) mode {
+func (g *Gate) find(method, path string) mode {
 	if !strings.HasPrefix(path, "/api/") || strings.HasPrefix(path+"/", "/api/health/") || strings.HasPrefix(path+"/", "/api/v1/health/") ||
 		strings.HasPrefix(path, "/api/collections/"+core.CollectionNameSuperusers+"/") {
 		return off
@@ -129,7 +129,7 @@ var wildcard = regexp.MustCompile(`\{([a-zA-Z_]+)(\.\.\.|\$)?\}`)
 
 // modeOf goes by the pattern that the router matched, because a path can be spelled in many ways, and a collection called
 // by its id.
-func (g *gate) modeOf(e *core.RequestEvent) mode {
+func (g *Gate) modeOf(e *core.RequestEvent) mode {
 	if g.fallback == off && len(g.routes) == 0 {
 		return off
 	}
@@ -146,7 +146,7 @@ func (g *gate) modeOf(e *core.RequestEvent) mode {
 }
 
 // modeOfInner is the mode of a request inside a batch. A PUT creates or updates.
-func (g *gate) modeOfInner(app core.App, inner *core.InternalRequest) mode {
+func (g *Gate) modeOfInner(app core.App, inner *core.InternalRequest) mode {
 	path, _, _ := strings.Cut(inner.URL, "?")
 	path = canonical(path)
 	parts := strings.Split(path, "/")

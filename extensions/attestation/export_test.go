@@ -9,5 +9,5 @@ import (
 
 // NewAt is New with Google's keys at another address.
 func NewAt(cfg Config, client *http.Client, keys string) extensions.Extension {
-	return newGate(cfg, jwks.New(client, jwks.Source{URL: keys}, nil)).extension()
+	return newGate(cfg, jwks.New(client, jwks.Source{URL: keys}, nil)).Extension()
 }

@@ -10,7 +10,7 @@ import (
 // foundation is what every extension may import: the contract, its conventions, and the paths that features share.
 // internal/* is allowed too.
 func foundation() []string {
-	return []string{"extensions", "extensions/api", "extensions/settings", "extensions/cli", "extensions/records", "extensions/changes"}
+	return []string{"extensions", "extensions/api", "extensions/settings", "extensions/cli", "extensions/records", "extensions/changes", "extensions/operations"}
 }
 
 // friends lists the other imports between extensions. A line here is a decision: the extension takes the other one's
@@ -22,6 +22,7 @@ func friends() map[string][]string {
 		"records":       {"rows"},
 		"impersonation": {"sessions"},
 		"oauth":         {"sessions"},
+		"operations":    {"idempotency"},
 		"sessions":      {"audit", "authcache"},
 	}
 }

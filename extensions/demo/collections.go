@@ -13,15 +13,20 @@ const (
 	caller   = "@request.auth.id"
 )
 
-// memberOf is true for members of the team at the path ("team.", "room.team." or "" for the team itself).
+// memberOf is true for members of the team at the path ("team." or "room.team.").
 func memberOf(path string) string {
-	return "(" + path + "owner = " + caller + " || " + path + "demo_members_via_team.user ?= " + caller + ")"
+	return path + "team_members_via_team.user ?= " + caller
 }
 
-// leadOf is true for the team's owner and its admins. Both halves of the second condition look at the same membership.
+// leadOf is true for the team's owners and admins. Both halves look at the same membership.
 func leadOf(path string) string {
-	return "(" + path + "owner = " + caller + " || (" + path + "demo_members_via_team.user ?= " + caller +
-		" && " + path + "demo_members_via_team.role ?= 'admin'))"
+	role := path + "team_members_via_team.role ?= "
+	return "(" + memberOf(path) + " && (" + role + "'owner' || " + role + "'admin'))"
+}
+
+// mateOf is true for those who are in a team with the user at the path.
+func mateOf(path string) string {
+	return path + "team_members_via_user.team.team_members_via_team.user ?= " + caller
 }
 
 // fixed forbids an update to change a field, which would move the record to another team or give it away.
@@ -33,18 +38,9 @@ type rules struct{ view, create, update, remove string }
 func rulesOf(name string) rules {
 	and := func(rule string) string { return signedIn + " && " + rule }
 	switch name {
-	case Teams:
-		own := and("owner = " + caller)
-		return rules{and(memberOf("")), own, own + fixed("owner"), own}
-	case Members:
-		// The owner manages the members; a member may rename or leave, but not rise.
-		own := "team.owner = " + caller
-		self := "user = " + caller
-		return rules{
-			and(memberOf("team.")), and(own),
-			and("("+own+" || ("+self+fixed("role")+"))") + fixed("team") + fixed("user"),
-			and("(" + own + " || " + self + ")"),
-		}
+	case Profiles:
+		own := and("user = " + caller)
+		return rules{and("(user = " + caller + " || " + mateOf("user.") + ")"), own, own + fixed("user"), own}
 	case Rooms:
 		lead := and(leadOf("team."))
 		return rules{and(memberOf("team.")), lead, lead + fixed("team"), lead}
@@ -64,11 +60,11 @@ func rulesOf(name string) rules {
 
 // createCollections adds the collections and returns them by name. The rules follow when all exist, because they look
 // at memberships from the other side of the relation.
-func createCollections(app core.App, users *core.Collection) (map[string]*core.Collection, error) {
+func createCollections(app core.App, users, teams *core.Collection) (map[string]*core.Collection, error) {
 	made := map[string]*core.Collection{}
 	for _, name := range CollectionNames() {
 		c := core.NewBaseCollection(name)
-		c.Fields.Add(fieldsOf(name, users, made)...)
+		c.Fields.Add(fieldsOf(name, users, teams, made)...)
 		c.Fields.Add(
 			&core.AutodateField{Name: "created", OnCreate: true},
 			&core.AutodateField{Name: "updated", OnCreate: true, OnUpdate: true},
@@ -90,7 +86,7 @@ func createCollections(app core.App, users *core.Collection) (map[string]*core.C
 	return made, nil
 }
 
-func fieldsOf(name string, users *core.Collection, made map[string]*core.Collection) []core.Field {
+func fieldsOf(name string, users, teams *core.Collection, made map[string]*core.Collection) []core.Field {
 	one := func(field string, to *core.Collection) core.Field {
 		return &core.RelationField{Name: field, CollectionId: to.Id, Required: true, CascadeDelete: true, MaxSelect: 1}
 	}
@@ -98,21 +94,15 @@ func fieldsOf(name string, users *core.Collection, made map[string]*core.Collect
 		return &core.TextField{Name: field, Max: most, Required: required}
 	}
 	switch name {
-	case Teams:
-		return []core.Field{text("name", 80, true), text("about", 500, false), one("owner", users)}
-	case Members:
-		return []core.Field{
-			one("team", made[Teams]), one("user", users),
-			&core.SelectField{Name: "role", Values: []string{"owner", "admin", "member"}, MaxSelect: 1, Required: true},
-			text("name", 80, true), picture("avatar", "64x64"),
-		}
+	case Profiles:
+		return []core.Field{one("user", users), text("name", 80, true), picture("avatar", "64x64")}
 	case Rooms:
-		return []core.Field{one("team", made[Teams]), text("name", 80, true), text("topic", 200, false)}
+		return []core.Field{one("team", teams), text("name", 80, true), text("topic", 200, false)}
 	case Messages:
 		return []core.Field{one("room", made[Rooms]), one("author", users), text("text", 4000, true), picture("image", "320x0")}
 	default: // Tasks
 		return []core.Field{
-			one("team", made[Teams]), text("title", 200, true),
+			one("team", teams), text("title", 200, true),
 			// A task outlives the account of the one who should do it.
 			&core.RelationField{Name: "assignee", CollectionId: users.Id, MaxSelect: 1},
 			&core.SelectField{Name: "status", Values: []string{"todo", "doing", "done"}, MaxSelect: 1, Required: true},
@@ -137,13 +127,9 @@ func addIndexes(c *core.Collection) {
 		c.AddIndex("idx_"+c.Name+"_"+suffix, unique, columns, "")
 	}
 	switch c.Name {
-	case Teams:
-		add("owner", false, "owner")
+	case Profiles:
+		add("user", true, "user")
 		add("name", false, "name, id")
-	case Members:
-		add("team_user", true, "team, user")
-		add("user", false, "user")
-		add("team_name", false, "team, name, id")
 	case Rooms:
 		add("team_name", false, "team, name, id")
 	case Messages:

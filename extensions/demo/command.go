@@ -45,7 +45,7 @@ func command(h *extensions.Host) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if h.Production && !yes {
 				return cli.Fail(cli.ExitUsage, "demo data is not touched in production without consent",
-					"it adds or deletes three users and five collections of the live app", "if that is what you want, add --yes")
+					"it adds or deletes three users, two teams and four collections of the live app", "if that is what you want, add --yes")
 			}
 			done, err := run(h, remove)
 			if err != nil {
@@ -57,7 +57,7 @@ func command(h *extensions.Host) *cobra.Command {
 			return done.print(cmd.OutOrStdout())
 		},
 	}
-	c.Flags().BoolVar(&remove, "remove", false, "delete the demo's collections, users and files")
+	c.Flags().BoolVar(&remove, "remove", false, "delete the demo's collections, teams, users and files")
 	c.Flags().BoolVar(&yes, "yes", false, "do it in production, too")
 	return c
 }

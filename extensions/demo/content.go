@@ -16,9 +16,9 @@ var contentJSON []byte
 type content struct {
 	Users []struct{ Name, FullName string }
 	Teams []struct {
-		Name, About string
-		Members     map[string]string // name of the user to role; exactly one is the owner
-		Rooms       []struct {
+		Name    string
+		Members map[string]string // name of the user to role; one is the owner
+		Rooms   []struct {
 			Name, Topic string
 			Messages    []message
 		}

@@ -2,11 +2,12 @@
 //
 // It shows what a real app looks like: people who own things, people who belong to a team, row rules for both, images,
 // and indexes for every list. `satchel demo` creates three users in the collection users (ada, grace and alan at
-// demo.example), the collections below and more than 200 records. `satchel demo --remove` deletes exactly that: the
-// collections, the three users with everything that belongs to them, and their files.
+// demo.example), two teams with members in the collections of the extension teams, the collections below and more than
+// 200 records. `satchel demo --remove` deletes exactly that: the collections, the two teams, the three users with
+// everything that belongs to them, and their files.
 //
-// Collections: demo_teams (owner), demo_members (team, user, role), demo_rooms, demo_messages, demo_tasks. Alan and
-// Grace belong to both teams and Ada to one, so each rule has an owner, a member, an outsider and a guest to show.
+// Collections: demo_profiles (what team mates see of each other), demo_rooms, demo_messages, demo_tasks. Alan and Grace
+// belong to both teams and Ada to one, so each rule has an owner, a member, an outsider and a guest to show.
 //
 // Records keep the same ids and texts in every load; their times end shortly before the moment of loading. Everything is
 // written in one transaction, so a load that fails or is killed leaves no record behind; files of a killed load are
@@ -26,18 +27,19 @@ import (
 // DevelopmentPassword is the password of all demo users outside production.
 const DevelopmentPassword = "satchel-demo"
 
-// Names of the collections.
+// Names of the collections. Those of teams are not the demo's own.
 const (
-	Teams    = "demo_teams"
-	Members  = "demo_members"
+	Teams    = "teams"
+	Members  = "team_members"
+	Profiles = "demo_profiles"
 	Rooms    = "demo_rooms"
 	Messages = "demo_messages"
 	Tasks    = "demo_tasks"
 )
 
-// CollectionNames lists the collections so that each comes after those that it refers to.
+// CollectionNames lists the demo's own collections so that each comes after those that it refers to.
 func CollectionNames() []string {
-	return []string{Teams, Members, Rooms, Messages, Tasks}
+	return []string{Profiles, Rooms, Messages, Tasks}
 }
 
 // New returns the extension.

@@ -21,7 +21,16 @@ import (
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/cli"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
+	"github.com/satchelbase/satchel/extensions/settings"
+	"github.com/satchelbase/satchel/extensions/teams"
 )
+
+// open starts an application that has what the demo needs.
+func open(t testing.TB) *apptest.App {
+	t.Helper()
+	groups := teams.New(settings.Defaults[teams.Config](), teams.Deps{})
+	return apptest.New(t, groups.Extension(), New())
+}
 
 // execute runs `demo` with the arguments as the program would and returns what it prints.
 func execute(h *extensions.Host, args ...string) (string, error) {
@@ -114,9 +123,9 @@ func mustEqual(t *testing.T, got, want state) {
 }
 
 func TestLoad(t *testing.T) {
-	app := apptest.New(t, New())
+	app := open(t)
 	o := mustRun(t, app.Host)
-	want := []collection{{Teams, 2}, {Members, 5}, {Rooms, 7}, {Messages, 149}, {Tasks, 42}}
+	want := []collection{{Teams, 2}, {Members, 5}, {Profiles, 3}, {Rooms, 7}, {Messages, 149}, {Tasks, 42}}
 	if o.Status != "loaded" || !slices.Equal(o.Collections, want) {
 		t.Fatalf("%+v, want %v", o, want)
 	}
@@ -146,7 +155,7 @@ func TestLoad(t *testing.T) {
 }
 
 func TestContent(t *testing.T) {
-	app := apptest.New(t, New())
+	app := open(t)
 	mustRun(t, app.Host)
 	records, err := app.FindAllRecords(Messages)
 	if err != nil {
@@ -191,7 +200,7 @@ func TestContent(t *testing.T) {
 func TestSameIDs(t *testing.T) {
 	var ids [2][]string
 	for i := range ids {
-		app := apptest.New(t, New())
+		app := open(t)
 		mustRun(t, app.Host)
 		for _, name := range CollectionNames() {
 			records, err := app.FindAllRecords(name)
@@ -210,7 +219,7 @@ func TestSameIDs(t *testing.T) {
 }
 
 func TestRemove(t *testing.T) {
-	app := apptest.New(t, New())
+	app := open(t)
 	bystander, _ := app.User(t, "somebody@example.test")
 	bystander.Set("name", "Somebody")
 	face, err := avatar("somebody")
@@ -238,7 +247,7 @@ func TestRemove(t *testing.T) {
 	}
 
 	removed := mustRun(t, app.Host, "--remove")
-	if removed.Status != "removed" || len(removed.Collections) != 5 || len(removed.Users) != 3 {
+	if removed.Status != "removed" || len(removed.Collections) != 6 || len(removed.Users) != 3 {
 		t.Errorf("%+v", removed)
 	}
 	mustEqual(t, stateOf(t, app), before)
@@ -252,7 +261,7 @@ func TestRemove(t *testing.T) {
 
 // A load that fails near its end must leave neither records nor files.
 func TestFailureLeavesNothing(t *testing.T) {
-	app := apptest.New(t, New())
+	app := open(t)
 	before := stateOf(t, app)
 	broken := errors.New("disk full")
 	id := app.OnRecordCreateExecute(Tasks).BindFunc(func(e *core.RecordEvent) error {
@@ -274,7 +283,7 @@ func TestFailureLeavesNothing(t *testing.T) {
 
 // A killed load leaves files without records. The next load sweeps them, but not those of a renamed collection.
 func TestSweepsOrphans(t *testing.T) {
-	app := apptest.New(t, New())
+	app := open(t)
 	orphan := filepath.Join(app.DataDir(), core.LocalStorageDirName, core.NewBaseCollection(Messages).Id, "abc", "old.jpg")
 	if err := os.MkdirAll(filepath.Dir(orphan), 0o755); err != nil {
 		t.Fatal(err)
@@ -306,7 +315,7 @@ func TestSweepsOrphans(t *testing.T) {
 }
 
 func TestProduction(t *testing.T) {
-	app := apptest.New(t, New())
+	app := open(t)
 	app.Host.Production = true
 	before := stateOf(t, app)
 	for _, args := range [][]string{nil, {"--remove"}} {
@@ -349,12 +358,12 @@ func TestRefusals(t *testing.T) {
 		}, nil, "in part"},
 		{"own collection refers to the demo", func(t *testing.T, app *apptest.App) {
 			mustRun(t, app.Host)
-			teams, err := app.FindCollectionByNameOrId(Teams)
+			rooms, err := app.FindCollectionByNameOrId(Rooms)
 			if err != nil {
 				t.Fatal(err)
 			}
 			c := core.NewBaseCollection("my_plans")
-			c.Fields.Add(&core.RelationField{Name: "team", CollectionId: teams.Id, MaxSelect: 1})
+			c.Fields.Add(&core.RelationField{Name: "room", CollectionId: rooms.Id, MaxSelect: 1})
 			if err := app.Save(c); err != nil {
 				t.Fatal(err)
 			}
@@ -364,15 +373,41 @@ func TestRefusals(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := app.Delete(users); err != nil {
+			users.Name = "people"
+			if err := app.Save(users); err != nil {
 				t.Fatal(err)
 			}
 		}, nil, "users"},
+		{"no collection teams", func(t *testing.T, app *apptest.App) {
+			for _, m := range slices.Backward(teams.New(settings.Defaults[teams.Config](), teams.Deps{}).Extension().Migrations) {
+				if err := app.RunInTransaction(m.Down); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := app.Save(core.NewBaseCollection(Teams)); err != nil { // the app's own
+				t.Fatal(err)
+			}
+			if err := app.Save(core.NewBaseCollection(Members)); err != nil {
+				t.Fatal(err)
+			}
+		}, nil, "SATCHEL_TEAMS_ENABLED"},
+		{"teams left", func(t *testing.T, app *apptest.App) {
+			c, err := app.FindCollectionByNameOrId(Teams)
+			if err != nil {
+				t.Fatal(err)
+			}
+			team := core.NewRecord(c)
+			team.Id = leaflet()
+			team.Set("name", "Leaflet")
+			if err := app.Save(team); err != nil {
+				t.Fatal(err)
+			}
+		}, nil, "teams exist"},
 		{"unknown argument", func(*testing.T, *apptest.App) {}, []string{"more"}, "unknown command"},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
-			app := apptest.New(t, New())
+			app := open(t)
 			c.spoil(t, app)
 			before := stateOf(t, app)
 			if _, err := execute(app.Host, c.args...); err == nil || !strings.Contains(err.Error(), c.says) {
@@ -385,7 +420,7 @@ func TestRefusals(t *testing.T) {
 
 // The command is another process than the server; here it is another application on the same folder.
 func TestRunningServerSeesDemo(t *testing.T) {
-	app := apptest.New(t, New())
+	app := open(t)
 	other := core.NewBaseApp(core.BaseAppConfig{DataDir: app.DataDir()})
 	if err := other.Bootstrap(); err != nil {
 		t.Fatal(err)
@@ -414,11 +449,11 @@ func TestRunningServerSeesDemo(t *testing.T) {
 
 // Removal relies on the id of PocketBase's handler: without it, nothing deletes the files of a deleted record.
 func TestBackgroundDeleteSeam(t *testing.T) {
-	app := apptest.New(t, New())
+	app := open(t)
 	mustRun(t, app.Host)
-	records, err := app.FindAllRecords(Members)
+	records, err := app.FindAllRecords(Profiles)
 	if err != nil || len(records) < 2 {
-		t.Fatalf("%d members (%v)", len(records), err)
+		t.Fatalf("%d profiles (%v)", len(records), err)
 	}
 	fileOf := func(r *core.Record) string {
 		return filepath.Join(app.DataDir(), core.LocalStorageDirName, r.BaseFilesPath(), r.GetString("avatar"))

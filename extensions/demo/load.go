@@ -43,8 +43,16 @@ func load(app core.App, password string) (outcome, error) {
 		return outcome{}, cli.Fail(cli.ExitError, "the demo cannot be loaded", "its people live in the auth collection users, which is missing here",
 			"use a new data folder: satchel demo --dir ./demo_data")
 	}
-	if err := refuseTakenUsers(app, story); err != nil {
+	if err := refuseTaken(app, story); err != nil {
 		return outcome{}, err
+	}
+	teams, members, err := teamCollections(app)
+	if err != nil {
+		return outcome{}, err
+	}
+	if teams == nil {
+		return outcome{}, cli.Fail(cli.ExitError, "the demo cannot be loaded", "its teams live in the collection teams of this program, which is missing here",
+			"set SATCHEL_TEAMS_ENABLED=true and use a new data folder: satchel demo --dir ./demo_data")
 	}
 	folders, err := orphanFolders(app, users, story)
 	if err != nil {
@@ -55,7 +63,7 @@ func load(app core.App, password string) (outcome, error) {
 	}
 	err = app.RunInTransaction(func(tx core.App) error {
 		w := &writer{app: tx, now: time.Now().UTC().Truncate(time.Second), story: story}
-		return w.write(users, password)
+		return w.write(users, teams, members, password)
 	})
 	if err != nil {
 		return outcome{}, errors.Join(fmt.Errorf("load demo: %w", err), sweepFiles(app, folders))
@@ -68,6 +76,21 @@ func load(app core.App, password string) (outcome, error) {
 		done.Users[i].Password = password
 	}
 	return done, nil
+}
+
+// teamCollections are those of the extension teams, nil without it: an app may call its own collections the same.
+func teamCollections(app core.App) (teams, members *core.Collection, err error) {
+	teams, err = app.FindCollectionByNameOrId(Teams)
+	if err == nil {
+		members, err = app.FindCollectionByNameOrId(Members)
+	}
+	switch {
+	case errors.Is(err, sql.ErrNoRows), err == nil && (!teams.System || !members.System):
+		return nil, nil, nil
+	case err != nil:
+		return nil, nil, fmt.Errorf("find collections of teams: %w", err)
+	}
+	return teams, members, nil
 }
 
 // existing lists the demo's collections that are there.
@@ -96,6 +119,11 @@ func present(app core.App, have []string, story content) (outcome, error) {
 
 func summary(app core.App, status string, names []string, story content) (outcome, error) {
 	o := outcome{Status: status, Collections: []collection{}, Users: []login{}, Next: "satchel serve; remove it later with: satchel demo --remove"}
+	counts, err := countTeams(app)
+	if err != nil {
+		return outcome{}, err
+	}
+	o.Collections = append(o.Collections, counts...)
 	for _, name := range names {
 		total, err := app.CountRecords(name)
 		if err != nil {
@@ -109,8 +137,43 @@ func summary(app core.App, status string, names []string, story content) (outcom
 	return o, nil
 }
 
-// refuseTakenUsers keeps the demo from touching users that are not its own.
-func refuseTakenUsers(app core.App, story content) error {
+// countTeams counts the demo's teams and who is in them; there are none where the program has no teams.
+func countTeams(app core.App) ([]collection, error) {
+	teams, _, err := teamCollections(app)
+	if err != nil || teams == nil {
+		return nil, err
+	}
+	story, err := readContent()
+	if err != nil {
+		return nil, err
+	}
+	var ids []any
+	for _, t := range story.Teams {
+		ids = append(ids, recordID("team", t.Name))
+	}
+	have, err := app.CountRecords(teams, dbx.In("id", ids...))
+	if err != nil {
+		return nil, fmt.Errorf("count teams: %w", err)
+	}
+	if have == 0 {
+		return nil, nil
+	}
+	members, err := app.CountRecords(Members, dbx.In("team", ids...))
+	if err != nil {
+		return nil, fmt.Errorf("count members: %w", err)
+	}
+	return []collection{{Teams, have}, {Members, members}}, nil
+}
+
+// refuseTaken keeps the demo from touching users and teams that are not its own.
+func refuseTaken(app core.App, story content) error {
+	left, err := countTeams(app)
+	if err != nil {
+		return err
+	}
+	if len(left) > 0 {
+		return cli.Fail(cli.ExitError, "the demo is there in part", "its teams exist, but its collections do not", "run: satchel demo --remove, then: satchel demo")
+	}
 	for _, u := range story.Users {
 		email := emailOf(u.Name)
 		taken, err := app.FindFirstRecordByFilter("users", "email = {:email} || id = {:id}", dbx.Params{"email": email, "id": recordID("user", u.Name)})
@@ -133,11 +196,12 @@ type writer struct {
 	collections map[string]*core.Collection
 }
 
-func (w *writer) write(users *core.Collection, password string) error {
-	made, err := createCollections(w.app, users)
+func (w *writer) write(users, teams, members *core.Collection, password string) error {
+	made, err := createCollections(w.app, users, teams)
 	if err != nil {
 		return err
 	}
+	made[Teams], made[Members] = teams, members
 	w.collections = made
 	for _, u := range w.story.Users {
 		r := core.NewRecord(users)
@@ -148,6 +212,14 @@ func (w *writer) write(users *core.Collection, password string) error {
 		r.Set("name", u.FullName)
 		if err := w.app.Save(r); err != nil {
 			return fmt.Errorf("create user %s: %w", u.Name, err)
+		}
+		picture, err := avatar(u.Name)
+		if err != nil {
+			return err
+		}
+		profile := map[string]any{"user": r.Id, "name": u.FullName, "avatar": picture}
+		if err := w.save(Profiles, recordID("profile", u.Name), w.now.Add(-teamAge), profile); err != nil {
+			return err
 		}
 	}
 	for i := range w.story.Teams {
@@ -162,13 +234,7 @@ func (w *writer) team(i int) error {
 	team := w.story.Teams[i]
 	id := recordID("team", team.Name)
 	born := w.now.Add(-teamAge)
-	var owner string
-	for name, role := range team.Members {
-		if role == "owner" {
-			owner = recordID("user", name)
-		}
-	}
-	if err := w.save(Teams, id, born, map[string]any{"name": team.Name, "about": team.About, "owner": owner}); err != nil {
+	if err := w.save(Teams, id, born, map[string]any{"name": team.Name}); err != nil {
 		return err
 	}
 	for _, u := range w.story.Users {
@@ -176,11 +242,7 @@ func (w *writer) team(i int) error {
 		if !ok {
 			continue
 		}
-		picture, err := avatar(u.Name)
-		if err != nil {
-			return err
-		}
-		member := map[string]any{"team": id, "user": recordID("user", u.Name), "role": role, "name": u.FullName, "avatar": picture}
+		member := map[string]any{"team": id, "user": recordID("user", u.Name), "role": role}
 		if err := w.save(Members, recordID("member", team.Name, u.Name), born, member); err != nil {
 			return err
 		}

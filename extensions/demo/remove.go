@@ -12,8 +12,8 @@ import (
 // backgroundDelete is the id of PocketBase's handler that deletes files.
 const backgroundDelete = "__pbFilesManagerDelete__"
 
-// removeAll deletes the demo's collections, its users with all that they own, and their files: the records in one
-// transaction, the files after it.
+// removeAll deletes the demo's collections, its teams, its users with all that they own, and their files: the records in
+// one transaction, the files after it.
 func removeAll(app core.App) (outcome, error) {
 	story, err := readContent()
 	if err != nil {
@@ -43,6 +43,11 @@ func removeAll(app core.App) (outcome, error) {
 			}
 			folders = append(folders, c.BaseFilesPath())
 		}
+		for _, t := range story.Teams {
+			if err := removeTeam(tx, recordID("team", t.Name)); err != nil {
+				return err
+			}
+		}
 		for _, u := range story.Users {
 			user, err := tx.FindRecordById("users", recordID("user", u.Name))
 			if errors.Is(err, sql.ErrNoRows) {
@@ -62,8 +67,26 @@ func removeAll(app core.App) (outcome, error) {
 	if err != nil {
 		return outcome{}, fmt.Errorf("remove demo: %w", err)
 	}
-	if len(have) > 0 || len(done.Users) > 0 {
+	if len(done.Collections) > 0 || len(done.Users) > 0 {
 		done.Status = "removed"
 	}
 	return done, sweepFiles(app, folders)
+}
+
+// removeTeam deletes a team with its members; somebody may have deleted it before, or switched teams off.
+func removeTeam(tx core.App, id string) error {
+	if teams, _, err := teamCollections(tx); err != nil || teams == nil {
+		return err
+	}
+	team, err := tx.FindRecordById(Teams, id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("find team %s: %w", id, err)
+	}
+	if err := tx.Delete(team); err != nil {
+		return fmt.Errorf("delete team %s: %w", id, err)
+	}
+	return nil
 }

@@ -6,8 +6,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/pocketbase/pocketbase/core"
-
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
 )
 
@@ -15,7 +13,7 @@ import (
 // member and ada an outsider.
 func cast(t *testing.T) (app *apptest.App, tokens map[string]string) {
 	t.Helper()
-	app = apptest.New(t, New())
+	app = open(t)
 	mustRun(t, app.Host)
 	tokens = map[string]string{"guest": ""}
 	for _, name := range []string{"ada", "grace", "alan"} {
@@ -39,23 +37,12 @@ func plot() string      { return recordID("room", "Allotment 12", "plot") }
 
 func TestWhoSeesWhat(t *testing.T) {
 	app, tokens := cast(t)
-	// A team without members must not be open to those who have no id either.
-	teams, err := app.FindCollectionByNameOrId(Teams)
-	if err != nil {
-		t.Fatal(err)
-	}
-	lonely := core.NewRecord(teams)
-	lonely.Load(map[string]any{"name": "Lonely", "owner": recordID("user", "grace")})
-	if err := app.Save(lonely); err != nil {
-		t.Fatal(err)
-	}
-
 	want := map[string]map[string]int{
-		"ada":     {Teams: 1, Members: 3, Rooms: 5, Messages: 119, Tasks: 30},
-		"grace":   {Teams: 3, Members: 5, Rooms: 7, Messages: 149, Tasks: 42},
-		"alan":    {Teams: 2, Members: 5, Rooms: 7, Messages: 149, Tasks: 42},
-		"mallory": {Teams: 0, Members: 0, Rooms: 0, Messages: 0, Tasks: 0},
-		"guest":   {Teams: 0, Members: 0, Rooms: 0, Messages: 0, Tasks: 0},
+		"ada":     {Teams: 1, Members: 3, Profiles: 3, Rooms: 5, Messages: 119, Tasks: 30},
+		"grace":   {Teams: 2, Members: 5, Profiles: 3, Rooms: 7, Messages: 149, Tasks: 42},
+		"alan":    {Teams: 2, Members: 5, Profiles: 3, Rooms: 7, Messages: 149, Tasks: 42},
+		"mallory": {Teams: 0, Members: 0, Profiles: 0, Rooms: 0, Messages: 0, Tasks: 0},
+		"guest":   {Teams: 0, Members: 0, Profiles: 0, Rooms: 0, Messages: 0, Tasks: 0},
 	}
 	for who, counts := range want {
 		for name, total := range counts {
@@ -74,7 +61,6 @@ func TestWhoSeesWhat(t *testing.T) {
 		{"ada", Rooms + "/records/" + plot(), http.StatusNotFound},
 		{"mallory", Rooms + "/records/" + general(), http.StatusNotFound},
 		{"guest", Teams + "/records/" + leaflet(), http.StatusNotFound},
-		{"guest", Teams + "/records/" + lonely.Id, http.StatusNotFound},
 	}
 	for _, v := range views {
 		if got := app.Do(t, apptest.Request{Path: "/api/collections/" + v.path, Token: tokens[v.who]}); got.Status != v.status {
@@ -93,20 +79,11 @@ func TestWhoWritesWhat(t *testing.T) {
 	}
 	task := recordID("task", "Leaflet", "Buy the pot icons")
 	message := func(i string) string { return recordID("message", general(), i) } // 0 is ada's, 2 is alan's
-	member := func(name string) string { return recordID("member", "Leaflet", name) }
+	profile := func(name string) string { return recordID("profile", name) }
 	tries := []try{
-		{update, Teams, leaflet(), map[string]any{"name": "Leaf"}, "ada"},
-		{update, Teams, leaflet(), map[string]any{"owner": userID("alan")}, ""},
-		{remove, Teams, leaflet(), nil, "ada"},
-		{update, Teams, allotment(), map[string]any{"about": "x"}, "grace"},
-
-		{create, Members, "", map[string]any{"team": allotment(), "user": userID("ada"), "role": "member", "name": "Ada"}, "grace"},
-		{update, Members, member("alan"), map[string]any{"name": "Al"}, "ada alan"},
-		{update, Members, member("alan"), map[string]any{"role": "admin"}, "ada"},
-		{update, Members, member("alan"), map[string]any{"team": allotment()}, ""},
-		{update, Members, member("alan"), map[string]any{"user": userID("grace")}, ""},
-		{remove, Members, member("alan"), nil, "ada alan"},
-		{remove, Members, member("grace"), nil, "ada grace"},
+		{update, Profiles, profile("alan"), map[string]any{"name": "Al"}, "alan"},
+		{update, Profiles, profile("alan"), map[string]any{"user": userID("grace")}, ""},
+		{remove, Profiles, profile("alan"), nil, "alan"},
 
 		{create, Rooms, "", map[string]any{"team": leaflet(), "name": "new"}, "ada grace"},
 		{update, Rooms, general(), map[string]any{"topic": "x"}, "ada grace"},
@@ -166,41 +143,30 @@ func TestWhoWritesWhat(t *testing.T) {
 	}
 }
 
-// Anybody may found a team, for themselves alone, and build it up.
-func TestFoundATeam(t *testing.T) {
+// A profile is one's own.
+func TestProfile(t *testing.T) {
 	app, tokens := cast(t)
 	mallory, err := app.FindAuthRecordByEmail("users", "mallory@example.test")
 	if err != nil {
 		t.Fatal(err)
 	}
-	post := func(who, collection string, body map[string]any) apptest.Response {
-		return app.Do(t, apptest.Request{Method: http.MethodPost, Path: "/api/collections/" + collection + "/records", Token: tokens[who], Body: body})
-	}
-	if got := post("ada", Teams, map[string]any{"name": "Trap", "owner": mallory.Id}); got.Status != http.StatusBadRequest {
-		t.Errorf("ada founds a team for mallory: %d", got.Status)
-	}
-	if got := post("guest", Teams, map[string]any{"name": "Nobody's"}); got.Status != http.StatusBadRequest {
-		t.Errorf("a guest founds a team: %d", got.Status)
-	}
-	founded := post("mallory", Teams, map[string]any{"name": "Mine", "owner": mallory.Id})
-	if founded.Status != http.StatusOK {
-		t.Fatalf("found: %d %s", founded.Status, founded.Body)
-	}
-	team := founded.JSON(t)["id"]
-	if got := post("mallory", Members, map[string]any{"team": team, "user": recordID("user", "ada"), "role": "admin", "name": "Ada"}); got.Status != http.StatusOK {
-		t.Errorf("add a member: %d %s", got.Status, got.Body)
-	}
-	if got := post("mallory", Members, map[string]any{"team": team, "user": recordID("user", "ada"), "role": "member", "name": "Ada"}); got.Status != http.StatusBadRequest {
-		t.Errorf("add the same member twice: %d", got.Status)
-	}
-	if got := post("ada", Rooms, map[string]any{"team": team, "name": "new"}); got.Status != http.StatusOK {
-		t.Errorf("the new admin opens a room: %d %s", got.Status, got.Body)
+	for _, c := range []struct {
+		who    string
+		status int
+	}{{"ada", http.StatusBadRequest}, {"guest", http.StatusBadRequest}, {"mallory", http.StatusOK}} {
+		got := app.Do(t, apptest.Request{
+			Method: http.MethodPost, Path: "/api/collections/" + Profiles + "/records", Token: tokens[c.who],
+			Body: map[string]any{"user": mallory.Id, "name": "Mallory"},
+		})
+		if got.Status != c.status {
+			t.Errorf("%s: %d %s", c.who, got.Status, got.Body)
+		}
 	}
 }
 
 // The lists that an app shows must come from an index, without a sort of the whole table.
 func TestIndexes(t *testing.T) {
-	app := apptest.New(t, New())
+	app := open(t)
 	mustRun(t, app.Host)
 	for _, query := range []string{
 		"SELECT * FROM demo_messages WHERE room = 'x' AND (created, id) < ('2026', 'x') ORDER BY created DESC, id DESC LIMIT 25",
@@ -209,10 +175,9 @@ func TestIndexes(t *testing.T) {
 		"SELECT * FROM demo_tasks WHERE team = 'x' AND status = 'todo' ORDER BY due, id LIMIT 25",
 		"SELECT * FROM demo_tasks WHERE assignee = 'x' ORDER BY due, id LIMIT 25",
 		"SELECT * FROM demo_tasks ORDER BY updated, id LIMIT 25",
-		"SELECT * FROM demo_members WHERE user = 'x' AND team = 'y'",
-		"SELECT * FROM demo_members WHERE team = 'x' ORDER BY name, id",
+		"SELECT * FROM demo_profiles WHERE user = 'x'",
+		"SELECT * FROM demo_profiles ORDER BY name, id",
 		"SELECT * FROM demo_rooms WHERE team = 'x' ORDER BY name, id",
-		"SELECT * FROM demo_teams ORDER BY name, id",
 	} {
 		var steps []struct{ Detail string }
 		if err := app.DB().NewQuery("EXPLAIN QUERY PLAN " + query).All(&steps); err != nil {

@@ -80,7 +80,7 @@ func TestRateLimiterLetsKnownDevicesPass(t *testing.T) {
 	conventions := settings.Defaults[api.Config]()
 	conventions.TrustedProxies = append(conventions.TrustedProxies, loopback())
 	limits := settings.Defaults[ratelimit.Config]()
-	w.App = apptest.New(t, api.New(conventions), ratelimit.New(limits, Familiar(w.known)),
+	w.App = apptest.New(t, api.New(conventions), ratelimit.New(limits, Familiar(w.known), nil),
 		New(settings.Defaults[Config](), Deps{KnownDevice: w.known}))
 	w.addAnn(t)
 	w.flood(t, "ann@example.test", 10)

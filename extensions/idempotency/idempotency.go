@@ -117,6 +117,10 @@ type Deps struct {
 	// write, also without a key.
 	Route func(method, pattern string) Policy
 
+	// Before judges a request by all that needs no transaction, once it is known that it is no repeat of one that was
+	// answered: a body that is wrong must not wait for the only writer. It may be nil.
+	Before func(e *core.RequestEvent) error
+
 	// SuspectWaits takes the function that is asked by writers that wait; see the store's function of that name. Without it
 	// a hook that waits for itself fails when the database gives up.
 	SuspectWaits func(ask func() error)

@@ -131,6 +131,11 @@ func (r *request) answer(policy Policy) (reply func() error, err error) {
 				Code: ErrTooManyKeys, Detail: fmt.Sprintf("a caller may have %d keys within %s", r.cfg.MaxKeys, r.cfg.Retention), RetryAfter: time.Hour,
 			}
 		}
+		if before := r.deps.Before; before != nil {
+			if err := before(r.event); err != nil {
+				return nil, err
+			}
+		}
 		if policy.Phased {
 			return r.phased(nil)
 		}

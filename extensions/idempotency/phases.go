@@ -65,6 +65,9 @@ func StepsOf(e *core.RequestEvent) (*Steps, error) {
 	return nil, fmt.Errorf("%s is no phased route", e.Request.Pattern)
 }
 
+// Resumed reports that an earlier attempt has begun the operation: who may call it and with what was judged then.
+func (s *Steps) Resumed() bool { return s.stored }
+
 // Local takes the step point within this database: what fn writes through tx and the result are committed together. fn is
 // called once and never again after it has succeeded.
 func Local[T any](s *Steps, point string, fn func(tx core.App) (T, error)) (T, error) {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/dop251/goja"
 	"github.com/pocketbase/pocketbase"
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
@@ -37,6 +38,9 @@ type Info struct {
 
 	// Public is served where the folder of --publicDir has no such file.
 	Public fs.FS
+
+	// Script adds to each JavaScript runtime what hooks may call.
+	Script func(vm *goja.Runtime) error
 
 	// Harden seals a token of PocketBase's kind that is made outside of a request; nil leaves it as it is.
 	Harden func(record *core.Record, token string) (string, error)
@@ -65,6 +69,7 @@ func New(info Info, args []string) *pocketbase.PocketBase {
 
 	hooksErr := jsvm.Register(pb, jsvm.Config{
 		MigrationsDir: *migrationsDir, HooksDir: *hooksDir, HooksWatch: *hooksWatch, HooksPoolSize: *hooksPool,
+		OnInit: extend(info.Script),
 	})
 	migratecmd.MustRegister(pb, root, migratecmd.Config{
 		TemplateLang: migratecmd.TemplateLangJS, Automigrate: *automigrate, Dir: *migrationsDir,
@@ -118,9 +123,22 @@ func ownDataDir(e *core.BootstrapEvent) error {
 	return e.Next()
 }
 
+// extend makes the function that PocketBase calls for each runtime. It fails only when a name is taken that PocketBase
+// itself has locked.
+func extend(script func(vm *goja.Runtime) error) func(*goja.Runtime) {
+	return func(vm *goja.Runtime) {
+		if script == nil {
+			return
+		}
+		if err := script(vm); err != nil {
+			panic(err)
+		}
+	}
+}
+
 // Sandbox returns an application on another data folder with the JavaScript hooks and migrations of pb. It neither
 // reads the command line nor watches for changes, and is not open yet.
-func Sandbox(pb *pocketbase.PocketBase, dataDir string, connect core.DBConnectFunc) (core.App, error) {
+func Sandbox(pb *pocketbase.PocketBase, dataDir string, connect core.DBConnectFunc, script func(*goja.Runtime) error) (core.App, error) {
 	beside := func(flag, name string) string {
 		if dir, err := pb.RootCmd.PersistentFlags().GetString(flag); err == nil && dir != "" {
 			return dir
@@ -130,6 +148,7 @@ func Sandbox(pb *pocketbase.PocketBase, dataDir string, connect core.DBConnectFu
 	app := core.NewBaseApp(core.BaseAppConfig{DataDir: dataDir, DBConnect: connect})
 	err := jsvm.Register(app, jsvm.Config{
 		HooksDir: beside("hooksDir", "pb_hooks"), MigrationsDir: beside("migrationsDir", "pb_migrations"), HooksPoolSize: 1,
+		OnInit: extend(script),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("load JavaScript hooks: %w", err)

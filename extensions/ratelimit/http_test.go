@@ -33,7 +33,10 @@ func start(t testing.TB, change func(*Config)) *apptest.App {
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	return apptest.New(t, api.New(conventions), laterRoutes(), New(cfg, nil))
+	return apptest.New(t, api.New(conventions), laterRoutes(), New(cfg, nil, func(r *http.Request) int {
+		cost, _ := strconv.Atoi(r.Header.Get("X-Test-Cost"))
+		return cost
+	}))
 }
 
 // laterRoutes stands for the session feature: routes that get tokens, and a middleware that knows the session.
@@ -151,7 +154,7 @@ func TestAddressQuota(t *testing.T) {
 	t.Run("a client cannot choose its address", func(t *testing.T) {
 		app := apptest.New(t, api.New(settings.Defaults[api.Config]()), New(Config{
 			IP: 2, User: 1, UserBurst: 1, Session: 1, Auth: 1, AuthWindow: 1e9, Refresh: 1, SuperuserFactor: 1, TableSize: minSlots,
-		}, nil))
+		}, nil, nil))
 		allowed(t, app, 1, from("192.0.2.1", get("/api/health")))
 		allowed(t, app, 1, from("192.0.2.2", get("/api/health")))
 		refused(t, app, from("192.0.2.3", get("/api/health")), "ip")
@@ -238,6 +241,16 @@ func TestCosts(t *testing.T) {
 				t.Errorf("%d of 60 left of quota %q after a cost of %d and 1", r, name, c.cost)
 			}
 		})
+	}
+}
+
+// A feature may say what a request of its own costs.
+func TestDeclaredCost(t *testing.T) {
+	app := start(t, func(*Config) {})
+	_, token := app.User(t, "ann@example.test")
+	got := allowed(t, app, 1, apptest.Request{Path: "/api/collections/users/records", Token: token, Header: map[string]string{"X-Test-Cost": "50"}})
+	if name, _, _, r, _ := limits(t, got.Header); name != "user" || r != 10 {
+		t.Errorf("%d of 60 left of quota %q after a cost of 50", r, name)
 	}
 }
 
@@ -382,7 +395,7 @@ func stockRules() []core.RateLimitRule {
 // Settings that were stored elsewhere, such as by the stock binary, are overruled.
 func TestStockLimiterStaysOff(t *testing.T) {
 	app := start(t, func(*Config) {})
-	check := New(settings.Defaults[Config](), nil).Checks[1].Run
+	check := New(settings.Defaults[Config](), nil, nil).Checks[1].Run
 	s := app.Settings()
 	s.RateLimits.Enabled, s.RateLimits.Rules = true, stockRules()
 	if r := check(t.Context(), app.Host); r.Level != extensions.Warn {
@@ -427,7 +440,7 @@ func TestByAddress(t *testing.T) {
 func TestChecksAndMetrics(t *testing.T) {
 	cfg := settings.Defaults[Config]()
 	cfg.IP = 1
-	x := New(cfg, nil)
+	x := New(cfg, nil, nil)
 	app := apptest.New(t, api.New(settings.Defaults[api.Config]()), x)
 	allowed(t, app, 1, get("/api/health"))
 	refused(t, app, get("/api/health"), "ip")

@@ -1,6 +1,7 @@
 package ratelimit
 
 import (
+	"cmp"
 	"math/rand/v2"
 	"net/http"
 	"net/netip"
@@ -29,6 +30,7 @@ type limiter struct {
 	table     *gcra.Table
 	superuser int
 	known     KnownDevice
+	cost      Cost
 	refused   atomic.Int64
 }
 
@@ -103,7 +105,11 @@ func (l *limiter) charges(e *core.RequestEvent, r route) []charge {
 		charges = l.byHolder(charges, e, r.account)
 	case outside, general, batch:
 	}
-	return l.byIdentity(charges, e, r.cost(e.Request))
+	cost := 0
+	if l.cost != nil {
+		cost = l.cost(e.Request)
+	}
+	return l.byIdentity(charges, e, cmp.Or(cost, r.cost(e.Request)))
 }
 
 // byAddress charges the client's address. An address that cannot be told, as on a unix socket, counts as one client.

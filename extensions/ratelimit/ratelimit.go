@@ -51,9 +51,12 @@ const (
 // long for accounts that do not exist.
 type KnownDevice func(e *core.RequestEvent, account string) bool
 
-// New returns the extension. cfg must be valid. known may be nil: no device is known then.
-func New(cfg Config, known KnownDevice) extensions.Extension {
-	l := &limiter{table: gcra.NewTable(cfg.TableSize), policies: cfg.policies(), superuser: cfg.SuperuserFactor, known: known}
+// Cost is what a request takes from the quota of its caller, 0 when it is a request like others.
+type Cost func(r *http.Request) int
+
+// New returns the extension. cfg must be valid. known and cost may be nil: no device is known and all requests are alike.
+func New(cfg Config, known KnownDevice, cost Cost) extensions.Extension {
+	l := &limiter{table: gcra.NewTable(cfg.TableSize), policies: cfg.policies(), superuser: cfg.SuperuserFactor, known: known, cost: cost}
 	return extensions.Extension{
 		Name:     "ratelimit",
 		Settings: cfg,

@@ -139,7 +139,7 @@ func TestKnownDeviceIsNotLockedOut(t *testing.T) {
 	}
 	conventions := settings.Defaults[api.Config]()
 	conventions.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}
-	app := apptest.New(t, api.New(conventions), New(cfg, known))
+	app := apptest.New(t, api.New(conventions), New(cfg, known, nil))
 	as := func(identity, device string) apptest.Request {
 		r := signInAs(identity)
 		r.Header = map[string]string{"X-Device-Id": device}

@@ -134,6 +134,9 @@ func (s *Sessions) handleEndOthers(e *core.RequestEvent) error {
 	if c == nil || c.SessionID == "" {
 		return api.Fail(api.ErrBadRequest, "the token belongs to no session, so there are no others")
 	}
+	if err := api.Bind(e, &struct{}{}); err != nil {
+		return err
+	}
 	params := login.Owner(e.Auth)
 	params["current"] = c.SessionID
 	if err := s.endSome(e.App, e, e.Auth, reasonRevoked, login.Owned+` AND l.id <> {:current}`, params); err != nil {
@@ -181,6 +184,9 @@ func (s *Sessions) handleLogout(e *core.RequestEvent) error {
 
 // handleLogoutAll ends every session of the caller.
 func (s *Sessions) handleLogoutAll(e *core.RequestEvent) error {
+	if err := api.Bind(e, &struct{}{}); err != nil {
+		return err
+	}
 	if err := s.endSome(e.App, e, e.Auth, reasonSignedOut, login.Owned, login.Owner(e.Auth)); err != nil {
 		return err
 	}

@@ -19,22 +19,30 @@ import (
 // stolen token, must not be enough to change how one signs in. An impersonation never has.
 func (s *Sessions) RequireRecent() *hook.Handler[*core.RequestEvent] {
 	return &hook.Handler[*core.RequestEvent]{Id: "satchelRecentAuth", Func: func(e *core.RequestEvent) error {
-		if e.Auth == nil {
-			return api.ErrUnauthorized
-		}
-		c := Current(e)
-		if c == nil || c.SessionID == "" || c.Actor != nil {
-			return ErrRecentAuth
-		}
-		l, err := login.Find(e.App.ConcurrentDB(), c.SessionID)
-		if err != nil {
+		if err := s.Recent(e); err != nil {
 			return err
-		}
-		if s.now().Sub(time.UnixMilli(l.AuthAt)) > s.cfg.Recent {
-			return api.Fail(ErrRecentAuth, "POST "+api.Prefix+"/auth/reauthenticate, or sign in again")
 		}
 		return e.Next()
 	}}
+}
+
+// Recent is the judgement of [Sessions.RequireRecent].
+func (s *Sessions) Recent(e *core.RequestEvent) error {
+	if e.Auth == nil {
+		return api.ErrUnauthorized
+	}
+	c := Current(e)
+	if c == nil || c.SessionID == "" || c.Actor != nil {
+		return ErrRecentAuth
+	}
+	l, err := login.Find(e.App.ConcurrentDB(), c.SessionID)
+	if err != nil {
+		return err
+	}
+	if s.now().Sub(time.UnixMilli(l.AuthAt)) > s.cfg.Recent {
+		return api.Fail(ErrRecentAuth, "POST "+api.Prefix+"/auth/reauthenticate, or sign in again")
+	}
+	return nil
 }
 
 // handleReauthenticate takes the password, or a one-time code that was mailed (otpId and code), and makes the session

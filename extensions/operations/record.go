@@ -1,0 +1,69 @@
+package operations
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/api"
+)
+
+// Outcomes in the audit.
+const (
+	success = "success"
+	failure = "failure"
+	denied  = "denied"
+)
+
+// watch writes the entry of a call that failed or was refused, once everything that it did is rolled back. Guests are not
+// recorded, since they are nobody, nor is a request that was wrong in itself or came too often: they would let a client
+// fill the table.
+func (o *Operations) watch(e *core.RequestEvent) error {
+	op := o.find(e.Request)
+	err := e.Next()
+	if op == nil || err == nil {
+		return err
+	}
+	i, prepared := e.Get(invocationKey).(*invocation)
+	if !prepared {
+		i = &invocation{operation: op, call: &Call{Event: e, Auth: e.Auth, ctx: e.Request.Context()}}
+	}
+	if outcome := o.outcome(e, i, err); outcome != "" {
+		if auditErr := o.record(e.App, i, outcome, err); auditErr != nil {
+			return auditErr
+		}
+	}
+	return err
+}
+
+func (o *Operations) outcome(e *core.RequestEvent, i *invocation, err error) string {
+	key, _ := o.deps.Key(e)
+	status := api.StatusOf(e.Request.Context(), err)
+	switch {
+	case e.Auth == nil && key == "", status == http.StatusUnauthorized, status == http.StatusTooManyRequests, errors.Is(err, api.ErrValidation):
+		return ""
+	case status == http.StatusForbidden:
+		return denied
+	case i.begun:
+		return failure
+	}
+	return ""
+}
+
+// record writes the entry of the call, in the transaction of app.
+func (o *Operations) record(app core.App, i *invocation, outcome string, cause error) error {
+	c := i.call
+	i.note()
+	if cause != nil {
+		c.Detail("error", api.CodeOf(cause))
+	}
+	if c.Event == nil && c.Auth != nil {
+		c.Detail("account", c.Auth.Id)
+	}
+	if err := o.deps.Audit(app, c.Event, i.operation.Name, outcome, c.subject, c.details); err != nil {
+		return fmt.Errorf("record call of %s: %w", i.operation.Name, err)
+	}
+	return nil
+}
