@@ -8,6 +8,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/anonymous"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/attestation"
+	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/authcache"
 	"github.com/satchelbase/satchel/extensions/guard"
 	"github.com/satchelbase/satchel/extensions/health"
@@ -65,6 +66,7 @@ type config struct {
 	anonymous   anonymous.Config
 	api         api.Config
 	attestation attestation.Config
+	audit       audit.Config
 	authcache   authcache.Config
 	logs        logs.Config
 	passwords   passwords.Config
@@ -93,6 +95,7 @@ func read(s *settings.Settings) config {
 		anonymous:   settings.Section[anonymous.Config](s, "anonymous"),
 		api:         settings.Section[api.Config](s, "api"),
 		attestation: settings.Section[attestation.Config](s, "attestation"),
+		audit:       settings.Section[audit.Config](s, "audit"),
 		authcache:   settings.Section[authcache.Config](s, "authcache"),
 		logs:        settings.Section[logs.Config](s, "logs"),
 		passwords:   settings.Section[passwords.Config](s, "passwords"),

@@ -52,7 +52,7 @@ func sandbox(cfg config, pb *pocketbase.PocketBase) func(dataDir string) (core.A
 			return nil, err
 		}
 		copied := cfg
-		copied.secrets = cfg.secrets.Sandbox(pb.DataDir())
+		copied.secrets, copied.audit = cfg.secrets.Sandbox(pb.DataDir()), cfg.audit.Sandbox()
 		_, _, _, err = install(copied, pb, app, db, ops)
 		return app, err
 	}

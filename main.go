@@ -56,11 +56,12 @@ var version = "dev"
 func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *operations.Operations) ([]extensions.Extension, *sessions.Sessions) {
 	var list []extensions.Extension
 	vault, hasher, gate := secrets.NewVault(), passwords.NewHasher(cfg.passwords), attestation.NewGate(cfg.attestation)
+	log := audit.NewLog(vault)
 	sess := sessions.New(cfg.sessions, sessions.Deps{
-		Vault: vault, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Password: hasher.Verify, SecondFactor: totp.Enabled,
+		Vault: vault, Audit: log.Append, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Password: hasher.Verify, SecondFactor: totp.Enabled,
 	})
 	all := func() []extensions.Extension { return list }
-	groups := teams.New(cfg.teams, teams.Deps{PublicURL: cfg.general.PublicURL, Audit: audit.Note})
+	groups := teams.New(cfg.teams, teams.Deps{PublicURL: cfg.general.PublicURL, Audit: log.Note})
 	ops.Add(hooks.Operations(), groups.Operations())
 	list = []extensions.Extension{
 		api.New(cfg.api),
@@ -71,25 +72,25 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		secrets.New(cfg.secrets, vault),
 		ratelimit.New(cfg.ratelimit, guard.Familiar(sess.KnownDevice), ops.Cost),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, sess.Verify)),
-		audit.New(),
-		apikeys.New(),
+		audit.New(cfg.audit, log, nil),
+		apikeys.New(log.Append),
 		sess.Extension(),
 		oauth.New(sess, apikeys.Allow(apikeys.ScopeIntrospect)),
 		impersonation.New(sess),
-		anonymous.New(cfg.anonymous, sess),
-		guard.New(cfg.guard, guard.Deps{KnownDevice: sess.KnownDevice, Audit: audit.Note, EmailTaken: sessions.ErrEmailTaken}),
+		anonymous.New(cfg.anonymous, sess, log.Append),
+		guard.New(cfg.guard, guard.Deps{KnownDevice: sess.KnownDevice, Audit: log.NoteFailure, EmailTaken: sessions.ErrEmailTaken}),
 		passwords.New(hasher),
-		totp.New(cfg.totp, totp.Deps{Vault: vault, Recent: sess.RequireRecent(), Audit: audit.Note, Exempt: []string{passkeys.Method}}),
+		totp.New(cfg.totp, totp.Deps{Vault: vault, Recent: sess.RequireRecent(), Audit: log.Note, Exempt: []string{passkeys.Method}}),
 		passkeys.New(cfg.passkeys, passkeys.Deps{
-			PublicURL: cfg.general.PublicURL, Recent: sess.RequireRecent(), Audit: audit.Note, Public: program.Files(pb, site()),
+			PublicURL: cfg.general.PublicURL, Recent: sess.RequireRecent(), Audit: log.Note, Public: program.Files(pb, site()),
 			LastWayIn: identities.LastWayIn(cfg.identities),
 		}),
 		gate.Extension(),
 		identities.New(cfg.identities, identities.Deps{
-			SignIn: sess.SignIn, Recent: sess.RequireRecent(), RevokeSessions: sess.EndAll, Audit: audit.Note, Seal: vault.Seal, Open: vault.Open,
+			SignIn: sess.SignIn, Recent: sess.RequireRecent(), RevokeSessions: sess.EndAll, Audit: log.Note, Seal: vault.Seal, Open: vault.Open,
 			Passkeys: passkeys.Has, Upgraded: anonymous.Upgraded,
 		}),
-		ops.Extension(operations.Deps{Recent: sess.Recent, Attested: gate.Require, Audit: audit.Note}),
+		ops.Extension(operations.Deps{Recent: sess.Recent, Attested: gate.Require, Audit: log.Note}),
 		groups.Extension(),
 		records.New(cfg.records, db),
 		idempotency.New(cfg.idempotency, idempotency.Deps{

@@ -45,6 +45,7 @@ func otherGroups() map[string]string {
 	return map[string]string{
 		"sessions": "auth", "oauth": "auth", "impersonation": "auth", "totp": "auth", "passkeys": "auth", "identities": "auth",
 		"anonymous": "auth",
+		"audit":     "admin",
 	}
 }
 

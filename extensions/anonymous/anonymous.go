@@ -28,6 +28,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/router"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/audit"
 )
 
 // Codes of what is refused.
@@ -76,14 +77,15 @@ type Sessions interface {
 type accounts struct {
 	cfg      Config
 	sessions Sessions
+	record   func(tx core.App, e audit.Entry) error
 	now      func() time.Time
 	app      core.App
 	logger   *slog.Logger
 }
 
-// New returns the extension.
-func New(cfg Config, sessions Sessions) extensions.Extension {
-	return (&accounts{cfg: cfg, sessions: sessions, now: time.Now}).extension()
+// New returns the extension. record writes an entry of the audit, in the transaction of tx.
+func New(cfg Config, sessions Sessions, record func(tx core.App, e audit.Entry) error) extensions.Extension {
+	return (&accounts{cfg: cfg, sessions: sessions, record: record, now: time.Now}).extension()
 }
 
 func (a *accounts) extension() extensions.Extension {

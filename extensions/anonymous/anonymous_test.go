@@ -50,10 +50,12 @@ func start(t testing.TB, change func(c *Config)) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sess := sessions.New(settings.Defaults[sessions.Config](), sessions.Deps{Vault: secret.Fixed([]byte("root key of the tests")), Version: db.TableVersion})
+	vault := secret.Fixed([]byte("root key of the tests"))
+	log := audit.NewLog(vault)
+	sess := sessions.New(settings.Defaults[sessions.Config](), sessions.Deps{Vault: vault, Audit: log.Append, Version: db.TableVersion})
 	cache := settings.Defaults[authcache.Config]()
-	a := &accounts{cfg: cfg, sessions: sess, now: time.Now}
-	f := &fixture{accounts: a, App: apptest.Open(t, db.Connect, api.New(settings.Defaults[api.Config]()), store.New(db), audit.New(),
+	a := &accounts{cfg: cfg, sessions: sess, record: log.Append, now: time.Now}
+	f := &fixture{accounts: a, App: apptest.Open(t, db.Connect, api.New(settings.Defaults[api.Config]()), store.New(db), audit.New(audit.Config{}, log, nil),
 		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, sess.Verify)), sess.Extension(), a.extension())}
 	f.users(t, func(c *core.Collection) { c.Fields.GetByName("email").(*core.EmailField).Required = false })
 	notes := core.NewBaseCollection("notes")

@@ -81,7 +81,7 @@ func (a *accounts) sweep(ctx context.Context) error {
 		}
 	}
 	if removed > 0 {
-		return audit.Append(a.app, audit.Entry{Action: "anonymous.swept", Details: map[string]any{"count": removed}})
+		return a.record(a.app, audit.Entry{Action: "anonymous.swept", Details: map[string]any{"count": removed}})
 	}
 	return nil
 }

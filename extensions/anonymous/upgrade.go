@@ -101,7 +101,7 @@ func (a *accounts) upgrade(e *core.RequestEvent, d details) (*core.Record, error
 		}
 		entry := audit.From(e)
 		entry.Action, entry.Subject = "anonymous.upgraded", audit.PartyOf(user)
-		return audit.Append(tx, entry)
+		return a.record(tx, entry)
 	})
 	return user, err
 }

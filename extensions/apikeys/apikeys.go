@@ -13,9 +13,11 @@ package apikeys
 import (
 	"net/http"
 
+	"github.com/pocketbase/pocketbase/core"
 	"github.com/spf13/cobra"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/audit"
 )
 
 // ScopeIntrospect allows to ask what a token is worth (RFC 7662) and to revoke it (RFC 7009).
@@ -30,8 +32,8 @@ var (
 	ErrScopeMissing = &extensions.Code{Name: "apikeys.scope_missing", Status: http.StatusForbidden, Title: "The API key lacks the scope"}
 )
 
-// New returns the extension.
-func New() extensions.Extension {
+// New returns the extension. record writes an entry of the audit, in the transaction of tx.
+func New(record func(tx core.App, e audit.Entry) error) extensions.Extension {
 	return extensions.Extension{
 		Name:   "apikeys",
 		Codes:  []*extensions.Code{ErrInvalid, ErrScopeMissing},
@@ -39,6 +41,6 @@ func New() extensions.Extension {
 		Migrations: []extensions.Migration{
 			{Unix: 1795310010, What: "create_keys", Up: createKeys, Down: dropKeys},
 		},
-		Commands: func(h *extensions.Host) []*cobra.Command { return []*cobra.Command{command(h)} },
+		Commands: func(h *extensions.Host) []*cobra.Command { return []*cobra.Command{command(h, record)} },
 	}
 }

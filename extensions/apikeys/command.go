@@ -25,7 +25,7 @@ const (
 	maxLife = 10 * 365 * 24 * time.Hour
 )
 
-func command(h *extensions.Host) *cobra.Command {
+func command(h *extensions.Host, record appendFunc) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "apikeys",
 		Short: "Make, list and revoke the keys of other servers",
@@ -33,11 +33,11 @@ func command(h *extensions.Host) *cobra.Command {
 			"Scopes: " + strings.Join(scopes(), ", ") + " (ask what a token is worth, and revoke it).\n\n" +
 			"Exit codes: 0 done, 1 it failed, 2 the command line is wrong.",
 	}
-	c.AddCommand(createCommand(h), listCommand(h), revokeCommand(h))
+	c.AddCommand(createCommand(h, record), listCommand(h), revokeCommand(h, record))
 	return c
 }
 
-func createCommand(h *extensions.Host) *cobra.Command {
+func createCommand(h *extensions.Host, record appendFunc) *cobra.Command {
 	var allowed []string
 	var expires string
 	c := &cobra.Command{
@@ -57,7 +57,7 @@ func createCommand(h *extensions.Host) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			k, text, err := create(h.App, name, allowed, life)
+			k, text, err := create(h.App, record, name, allowed, life)
 			if err != nil {
 				return err
 			}
@@ -95,13 +95,13 @@ func listCommand(h *extensions.Host) *cobra.Command {
 	}
 }
 
-func revokeCommand(h *extensions.Host) *cobra.Command {
+func revokeCommand(h *extensions.Host, record appendFunc) *cobra.Command {
 	return &cobra.Command{
 		Use:   "revoke ID",
 		Short: "End a key for good; a running server refuses it at once",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			k, done, err := revoke(h.App, args[0])
+			k, done, err := revoke(h.App, record, args[0])
 			if errors.Is(err, errNotFound) {
 				return cli.Fail(cli.ExitError, "there is no such key", "no key has the id that was given", "satchel apikeys list shows the ids")
 			}

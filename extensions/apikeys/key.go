@@ -121,8 +121,11 @@ func dropKeys(app core.App) error {
 	return err
 }
 
+// appendFunc writes an entry of the audit in the transaction of tx.
+type appendFunc = func(tx core.App, e audit.Entry) error
+
 // create makes a key and returns it with its text, which nobody can read again. A life of 0 has no end.
-func create(app core.App, name string, allowed []string, life time.Duration) (Key, string, error) {
+func create(app core.App, record appendFunc, name string, allowed []string, life time.Duration) (Key, string, error) {
 	id := strings.ToLower(rand.Text()[:idLength])
 	random := make([]byte, secretSize)
 	_, _ = rand.Read(random) // never fails
@@ -147,7 +150,7 @@ func create(app core.App, name string, allowed []string, life time.Duration) (Ke
 		if err != nil {
 			return err
 		}
-		return audit.Append(tx, audit.Entry{
+		return record(tx, audit.Entry{
 			Action: "apikeys.created", Subject: audit.Party{Kind: audit.Key, ID: id},
 			Details: map[string]any{"name": name, "scopes": allowed, "expiresAt": k.Expires},
 		})
@@ -175,7 +178,7 @@ func list(app core.App) ([]Key, error) {
 }
 
 // revoke ends a key for good and reports whether this call did it; a key that was revoked before stays as it is.
-func revoke(app core.App, id string) (k Key, done bool, err error) {
+func revoke(app core.App, record appendFunc, id string) (k Key, done bool, err error) {
 	err = app.RunInTransaction(func(tx core.App) error {
 		result, err := tx.NonconcurrentDB().Update(table, dbx.Params{"revoked_at": time.Now().Unix()},
 			dbx.HashExp{"id": id, "revoked_at": 0}).Execute()
@@ -194,7 +197,7 @@ func revoke(app core.App, id string) (k Key, done bool, err error) {
 			return err
 		}
 		done = true
-		return audit.Append(tx, audit.Entry{
+		return record(tx, audit.Entry{
 			Action: "apikeys.revoked", Subject: audit.Party{Kind: audit.Key, ID: id}, Details: map[string]any{"name": k.Name},
 		})
 	})

@@ -125,8 +125,10 @@ func open(t testing.TB, x extensions.Extension) *apptest.App {
 	changed := func(string) uint64 { return version.Add(1) }
 	cfg := settings.Defaults[sessions.Config]()
 	cfg.StockTokens = sessions.StockOn
-	sess := sessions.New(cfg, sessions.Deps{Vault: secret.Fixed([]byte("root key of the tests")), Version: changed})
-	return apptest.New(t, api.New(settings.Defaults[api.Config]()), audit.New(),
+	vault := secret.Fixed([]byte("root key of the tests"))
+	log := audit.NewLog(vault)
+	sess := sessions.New(cfg, sessions.Deps{Vault: vault, Audit: log.Append, Version: changed})
+	return apptest.New(t, api.New(settings.Defaults[api.Config]()), audit.New(audit.Config{}, log, nil),
 		authcache.New(authcache.Config{}, authcache.NewCache(authcache.Config{}, changed, sess.Verify)), sess.Extension(), x, optional)
 }
 

@@ -79,8 +79,9 @@ func pay(s *shop) operations.Operation {
 func startKeyed(t testing.TB, list ...operations.Operation) *apptest.App {
 	ops := set()
 	ops.Add(list)
-	return apptest.New(t, api.New(settings.Defaults[api.Config]()), audit.New(), collection(),
-		ops.Extension(operations.Deps{Audit: audit.Note}),
+	l := log()
+	return apptest.New(t, api.New(settings.Defaults[api.Config]()), audit.New(audit.Config{}, l, nil), collection(),
+		ops.Extension(operations.Deps{Audit: l.Note}),
 		idempotency.New(settings.Defaults[idempotency.Config](), idempotency.Deps{Route: ops.Policy, Before: ops.Prepare}))
 }
 

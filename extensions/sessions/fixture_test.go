@@ -53,8 +53,9 @@ func build(t testing.TB, cfg sessions.Config, cache authcache.Config, more ...ex
 		t.Fatal(err)
 	}
 	vault := secret.Fixed([]byte("root key of the tests"))
+	log := audit.NewLog(vault)
 	f := &fixture{vault: vault, version: db.TableVersion, sessions: sessions.New(cfg, sessions.Deps{
-		Vault: vault, Version: db.TableVersion,
+		Vault: vault, Audit: log.Append, Version: db.TableVersion,
 	})}
 	sensitive := extensions.Extension{Name: "sensitive", Routes: func(g *router.RouterGroup[*core.RequestEvent]) {
 		g.POST("", func(e *core.RequestEvent) error { return e.NoContent(http.StatusNoContent) }).Bind(f.sessions.RequireRecent())
@@ -70,7 +71,7 @@ func build(t testing.TB, cfg sessions.Config, cache authcache.Config, more ...ex
 			return api.Write(e, http.StatusOK, map[string]any{"session": session, "record": recordJSON})
 		})
 	}}
-	f.App = apptest.Open(t, db.Connect, append(more, api.New(settings.Defaults[api.Config]()), store.New(db), audit.New(),
+	f.App = apptest.Open(t, db.Connect, append(more, api.New(settings.Defaults[api.Config]()), store.New(db), audit.New(audit.Config{}, log, nil),
 		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, f.sessions.Verify)), f.sessions.Extension(),
 		oauth.New(f.sessions, callers), impersonation.New(f.sessions), sensitive)...)
 	c := core.NewBaseCollection("notes")

@@ -50,6 +50,9 @@ var (
 type Deps struct {
 	Vault *secret.Vault
 
+	// Audit writes an entry in the transaction of tx.
+	Audit func(tx core.App, e audit.Entry) error
+
 	// Version names the state of a table, as the store's TableVersion does.
 	Version func(table string) uint64
 
@@ -182,11 +185,9 @@ func (s *Sessions) record(tx core.App, e *core.RequestEvent, action, outcome str
 	var entry audit.Entry
 	if e != nil {
 		entry = audit.From(e)
-	} else {
-		entry.Actor = audit.Party{Kind: audit.System}
 	}
 	entry.Action, entry.Outcome, entry.Subject, entry.Session, entry.Details = action, outcome, subject, session, details
-	return audit.Append(tx, entry)
+	return s.deps.Audit(tx, entry)
 }
 
 // party names the user of a session for the audit.

@@ -18,6 +18,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
+	"github.com/satchelbase/satchel/extensions/internal/secret"
 	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/settings"
 )
@@ -48,7 +49,8 @@ func config() Config {
 // open starts a server. change may set what a test is about.
 func open(t testing.TB, change func(cfg *Config, deps *Deps)) *world {
 	t.Helper()
-	cfg, deps := config(), Deps{PublicURL: "https://api.example.test", Audit: audit.Note}
+	log := audit.NewLog(secret.Fixed([]byte("root key of the tests")))
+	cfg, deps := config(), Deps{PublicURL: "https://api.example.test", Audit: log.Note}
 	if change != nil {
 		change(&cfg, &deps)
 	}
@@ -57,10 +59,10 @@ func open(t testing.TB, change func(cfg *Config, deps *Deps)) *world {
 	w.now = func() time.Time { return w.base.Add(time.Duration(w.later.Load())) }
 	w.ops.Add(w.Operations())
 	pass := func(*core.RequestEvent) error { return nil }
-	w.App = apptest.New(t, api.New(settings.Defaults[api.Config]()), audit.New(), w.Extension(), w.ops.Extension(operations.Deps{
+	w.App = apptest.New(t, api.New(settings.Defaults[api.Config]()), audit.New(audit.Config{}, log, nil), w.Extension(), w.ops.Extension(operations.Deps{
 		Key:    func(*core.RequestEvent) (string, func(string) bool) { return "", nil },
 		Role:   func(*core.RequestEvent, string) error { return api.ErrForbidden },
-		Recent: pass, Attested: pass, Audit: audit.Note, Staff: []string{core.CollectionNameSuperusers},
+		Recent: pass, Attested: pass, Audit: log.Note, Staff: []string{core.CollectionNameSuperusers},
 	}))
 	w.OnMailerSend().BindFunc(func(e *core.MailerEvent) error {
 		w.mailbox.Lock()

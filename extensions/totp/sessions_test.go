@@ -27,11 +27,12 @@ func TestWithSessions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	sess := sessions.New(settings.Defaults[sessions.Config](), sessions.Deps{Vault: vault, Version: db.TableVersion})
+	log := audit.NewLog(vault)
+	sess := sessions.New(settings.Defaults[sessions.Config](), sessions.Deps{Vault: vault, Audit: log.Append, Version: db.TableVersion})
 	cache := settings.Defaults[authcache.Config]()
-	w := &world{App: apptest.Open(t, db.Connect, api.New(settings.Defaults[api.Config]()), store.New(db), audit.New(),
+	w := &world{App: apptest.Open(t, db.Connect, api.New(settings.Defaults[api.Config]()), store.New(db), audit.New(audit.Config{}, log, nil),
 		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, sess.Verify)), sess.Extension(),
-		factor.New(settings.Defaults[factor.Config](), factor.Deps{Vault: vault, Recent: sess.RequireRecent(), Audit: audit.Note}))}
+		factor.New(settings.Defaults[factor.Config](), factor.Deps{Vault: vault, Recent: sess.RequireRecent(), Audit: log.Note}))}
 	record, foreign := w.User(t, ada)
 	if r := w.Do(t, apptest.Request{Method: "POST", Path: enrol, Token: foreign}); r.Status < 400 {
 		t.Errorf("a token without a session enrols: %d %s", r.Status, r.Body)

@@ -1,4 +1,4 @@
-package audit
+package ledger
 
 import (
 	"bytes"
@@ -10,8 +10,8 @@ import (
 const (
 	redacted = "REDACTED"
 
-	// maxText is the longest text of an entry, in bytes; ids have 15, request ids at most 64.
-	maxText = 256
+	// MaxText is the longest text of an entry, in bytes; ids have 15, request ids at most 64.
+	MaxText = 256
 
 	// maxDetails bounds the JSON of the details, in bytes.
 	maxDetails = 8 << 10
@@ -74,8 +74,8 @@ func redactValue(v any) any {
 
 // cut shortens a text, between two characters, and makes it valid UTF-8.
 func cut(s string) string {
-	if len(s) > maxText {
-		s = s[:maxText]
+	if len(s) > MaxText {
+		s = s[:MaxText]
 	}
 	return strings.ToValidUTF8(s, "")
 }
