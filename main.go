@@ -135,22 +135,13 @@ func run(args []string) int {
 		return cli.Report(os.Stderr, err, false)
 	}
 	ops := operations.New()
-	info := program.Info{
-		Version: version, DataDir: cfg.general.DataDir, HTTP: cfg.general.HTTP, Queries: cfg.general.Queries,
-		Public: site(), DBConnect: db.Connect, Script: ops.Script,
-	}
+	info := about(cfg, db, ops)
 	pb := program.New(info, args)
 	h, list, sess, err := install(cfg, pb, pb, db, ops)
 	if err != nil {
 		return cli.Report(os.Stderr, err, false)
 	}
 	info.Harden = sess.Harden
-	pb.RootCmd.AddCommand(program.Commands(h, info)...)
-	pb.RootCmd.AddCommand(cli.Settings(cfg.settings.Command()))
-	for _, x := range list {
-		if x.Commands != nil {
-			pb.RootCmd.AddCommand(x.Commands(h.For(x))...)
-		}
-	}
+	addCommands(pb, h, list, cfg, info)
 	return cli.Run(pb, args, cfg.settings.Err())
 }
