@@ -258,6 +258,24 @@ func TestAnonymous(t *testing.T) {
 	f.gone(t, f.ada)
 }
 
+// An app that is too old for everything else may still take the data along and delete the account.
+func TestOldApp(t *testing.T) {
+	f := start(t, nil)
+	token := f.signIn(t, "ada@example.test")
+	old := func(method, path string) apptest.Response {
+		return f.Do(t, apptest.Request{Method: method, Path: "/api/v1" + path, Token: token, Header: map[string]string{"X-App-Version": "1.0"}})
+	}
+	if r := old(http.MethodGet, "/collections/notes/records"); r.Status != http.StatusUpgradeRequired {
+		t.Fatalf("the gate is open: %d", r.Status)
+	}
+	x := answer[Export](t, old(http.MethodPost, "/operations/account.export"))
+	answer[Status](t, old(http.MethodGet, "/operations/account.status"))
+	answer[struct{ ID string }](t, old(http.MethodGet, "/runs/"+x.Run))
+	await(t, "the export", func() bool { return old(http.MethodGet, "/account/exports/"+x.ID).Status == http.StatusOK })
+	answer[Status](t, old(http.MethodPost, "/operations/account.cancelDeletion"))
+	answer[Status](t, old(http.MethodPost, "/operations/account.delete"))
+}
+
 func TestBlocked(t *testing.T) {
 	f := start(t, func(_ *Config, d *Deps) {
 		d.Blockers = func(core.App, *core.Record) ([]Blocker, error) {
