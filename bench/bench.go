@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"debug/buildinfo"
 	"errors"
@@ -16,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/satchelbase/satchel/bench/internal/machine"
 	"github.com/satchelbase/satchel/bench/internal/report"
 	"github.com/satchelbase/satchel/bench/internal/seed"
 )
@@ -97,7 +97,7 @@ func (b *bench) pin(ctx context.Context) error {
 		b.progress("not pinned: this needs two processors and the program taskset")
 		return nil
 	}
-	if _, err := output(ctx, "", b.taskset, "--all-tasks", "--cpu-list", "--pid", generatorCore, strconv.Itoa(os.Getpid())); err != nil {
+	if _, err := machine.Output(ctx, "", b.taskset, "--all-tasks", "--cpu-list", "--pid", generatorCore, strconv.Itoa(os.Getpid())); err != nil {
 		return fmt.Errorf("pin the generator: %w", err)
 	}
 	runtime.GOMAXPROCS(1)
@@ -114,7 +114,7 @@ func (b *bench) stop() {
 // versions names what took part.
 func (b *bench) versions(ctx context.Context) ([]report.Version, error) {
 	list := []report.Version{{Name: "Go", Version: strings.TrimPrefix(runtime.Version(), "go")}}
-	if v, err := output(ctx, b.root, "git", "describe", "--tags", "--always", "--dirty"); err == nil {
+	if v, err := machine.Output(ctx, b.root, "git", "describe", "--tags", "--always", "--dirty"); err == nil {
 		list = append(list, report.Version{Name: "Satchel", Version: v})
 	}
 	for _, c := range b.contenders {
@@ -138,24 +138,4 @@ func (b *bench) versions(ctx context.Context) ([]report.Version, error) {
 		}
 	}
 	return list, nil
-}
-
-// output runs a program to its end and returns what it wrote, without the last line's end.
-func output(ctx context.Context, dir, name string, args ...string) (string, error) {
-	c := command(ctx, dir, name, args...)
-	var stdout, stderr bytes.Buffer
-	c.Stdout, c.Stderr = &stdout, &stderr
-	if err := c.Run(); err != nil {
-		return "", fmt.Errorf("run %s %s: %w\n%s%s", name, strings.Join(args, " "), err, &stdout, &stderr)
-	}
-	return strings.TrimSpace(stdout.String()), nil
-}
-
-// command is a program that gets an interrupt when the run is broken off.
-func command(ctx context.Context, dir, name string, args ...string) *exec.Cmd {
-	c := exec.CommandContext(ctx, name, args...) //nolint:gosec // the programs and their arguments are this program's own
-	c.Dir = dir
-	c.Cancel = func() error { return c.Process.Signal(os.Interrupt) }
-	c.WaitDelay = 5 * time.Second
-	return c
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/satchelbase/satchel/bench/internal/machine"
 	"github.com/satchelbase/satchel/bench/internal/report"
 	"github.com/satchelbase/satchel/bench/internal/seed"
 )
@@ -63,7 +64,7 @@ const durableSatchel = "satchel-benchsync"
 // goBuild makes a release build.
 func goBuild(ctx context.Context, b *bench, dir, name, pkg string, flags ...string) error {
 	args := append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", b.binary(name)}, flags...)
-	c := command(ctx, filepath.Join(b.root, dir), "go", append(args, pkg)...)
+	c := machine.Command(ctx, filepath.Join(b.root, dir), "go", append(args, pkg)...)
 	c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
 	if text, err := c.CombinedOutput(); err != nil {
 		return fmt.Errorf("%w\n%s", err, text)
@@ -131,14 +132,14 @@ func installNode(ctx context.Context, b *bench) error {
 	if !b.plan.install {
 		return unavailableError("its modules are not installed (npm ci in bench/node)")
 	}
-	c := command(ctx, dir, "npm", "ci", "--no-audit", "--no-fund")
+	c := machine.Command(ctx, dir, "npm", "ci", "--no-audit", "--no-fund")
 	c.Env = os.Environ()
 	if _, err := os.Stat("/usr/include/node/node.h"); err == nil {
 		// better-sqlite3 is compiled when no ready build can be fetched; these are the headers of Debian's packages.
 		c.Env = append(c.Env, "npm_config_nodedir=/usr")
 	}
 	if text, err := c.CombinedOutput(); err != nil {
-		return unavailableError("npm ci failed: " + lastLine(string(text)))
+		return unavailableError("npm ci failed: " + machine.LastLine(string(text)))
 	}
 	return nil
 }
@@ -155,22 +156,17 @@ func nodeCommand(b *bench, s *server, _ startOptions) (line, env []string) {
 }
 
 func nodeVersions(ctx context.Context, b *bench) ([]report.Version, error) {
-	node, err := output(ctx, "", "node", "--version")
+	node, err := machine.Output(ctx, "", "node", "--version")
 	if err != nil {
 		return nil, err
 	}
 	list := []report.Version{{Name: "Node", Version: strings.TrimPrefix(node, "v")}}
 	for _, name := range []string{"express", "better-sqlite3", "pg"} {
-		version, err := output(ctx, filepath.Join(b.root, "bench", "node"), "node", "-p", "require('./package.json').dependencies['"+name+"']")
+		version, err := machine.Output(ctx, filepath.Join(b.root, "bench", "node"), "node", "-p", "require('./package.json').dependencies['"+name+"']")
 		if err != nil {
 			return nil, err
 		}
 		list = append(list, report.Version{Name: name, Version: version})
 	}
 	return list, nil
-}
-
-func lastLine(text string) string {
-	lines := strings.Split(strings.TrimSpace(text), "\n")
-	return lines[len(lines)-1]
 }

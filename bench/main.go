@@ -212,7 +212,7 @@ func write(path string, fn func(io.Writer) error) error {
 
 // moduleRoot is the folder of Satchel's module.
 func moduleRoot(ctx context.Context) (string, error) {
-	out, err := output(ctx, "", "go", "env", "GOMOD")
+	out, err := machine.Output(ctx, "", "go", "env", "GOMOD")
 	if err != nil {
 		return "", err
 	}

@@ -6,30 +6,19 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"os/user"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/satchelbase/satchel/bench/internal/machine"
+	"github.com/satchelbase/satchel/bench/internal/postgres"
 	"github.com/satchelbase/satchel/bench/internal/report"
 )
 
-// postgresProgram finds a program of PostgreSQL; Debian keeps them outside the path.
-func postgresProgram(name string) (string, error) {
-	places, _ := filepath.Glob("/usr/lib/postgresql/*/bin/" + name) // the pattern is well-formed
-	if len(places) > 0 {
-		return places[len(places)-1], nil
-	}
-	return exec.LookPath(name)
-}
-
 func findPostgres(ctx context.Context, b *bench) error {
 	for _, name := range []string{"initdb", "postgres"} {
-		if _, err := postgresProgram(name); err != nil {
+		if _, err := postgres.Program(name); err != nil {
 			return unavailableError("PostgreSQL is not installed")
 		}
 	}
@@ -43,22 +32,22 @@ func findPostgres(ctx context.Context, b *bench) error {
 
 // startPostgres makes a cluster, starts it and loads the seeded rows.
 func startPostgres(ctx context.Context, b *bench, s *server) error {
-	data, err := postgresFolder()
+	data, err := postgres.Folder()
 	if err != nil {
 		return err
 	}
-	initdb, err := postgresProgram("initdb")
+	initdb, err := postgres.Program("initdb")
 	if err != nil {
 		return err
 	}
-	line := unprivileged(initdb, "--pgdata", data, "--username", "postgres", "--auth", "trust", "--encoding", "UTF8", "--locale", "C")
-	if _, err := output(ctx, data, line[0], line[1:]...); err != nil {
+	line := postgres.Unprivileged(initdb, "--pgdata", data, "--username", "postgres", "--auth", "trust", "--encoding", "UTF8", "--locale", "C")
+	if _, err := machine.Output(ctx, data, line[0], line[1:]...); err != nil {
 		return errors.Join(err, os.RemoveAll(data))
 	}
 	if err := b.runPostgres(ctx, s, data); err != nil {
 		return errors.Join(err, os.RemoveAll(data))
 	}
-	load := command(ctx, s.dir, "node", filepath.Join(b.root, "bench", "node", "load-pg.js"))
+	load := machine.Command(ctx, s.dir, "node", filepath.Join(b.root, "bench", "node", "load-pg.js"))
 	load.Env = append(os.Environ(), append(postgresEnv(s), "SQLITE="+filepath.Join(s.dir, "pb_data", "data.db"))...)
 	if text, err := load.CombinedOutput(); err != nil {
 		s.end()
@@ -74,16 +63,16 @@ func (b *bench) runPostgres(ctx context.Context, s *server, data string) error {
 		return err
 	}
 	_, port, _ := strings.Cut(addr, ":")
-	program, err := postgresProgram("postgres")
+	program, err := postgres.Program("postgres")
 	if err != nil {
 		return err
 	}
-	line := unprivileged(program, "-D", data, "-p", port, "-k", data, "-c", "listen_addresses=127.0.0.1")
+	line := postgres.Unprivileged(program, "-D", data, "-p", port, "-k", data, "-c", "listen_addresses=127.0.0.1")
 	if b.pinned() {
 		line = append([]string{b.taskset, "--cpu-list", serverCore}, line...)
 	}
 	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	cmd := command(running, data, line[0], line[1:]...)
+	cmd := machine.Command(running, data, line[0], line[1:]...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LANG=C"}
 	if err := cmd.Start(); err != nil {
 		cancel()
@@ -123,42 +112,12 @@ func postgresEnv(s *server) []string {
 	return []string{"PGHOST=" + host, "PGPORT=" + port, "PGUSER=postgres", "PGDATABASE=postgres"}
 }
 
-// postgresFolder is outside the folder of the run, which only the owner of this process may enter.
-func postgresFolder() (string, error) {
-	dir, err := os.MkdirTemp("", "satchel-bench-pg-")
-	if err != nil {
-		return "", fmt.Errorf("create folder for PostgreSQL: %w", err)
-	}
-	if os.Getuid() != 0 {
-		return dir, nil
-	}
-	u, err := user.Lookup("postgres")
-	if err != nil {
-		return "", fmt.Errorf("find user postgres: %w", err)
-	}
-	uid, errUser := strconv.Atoi(u.Uid)
-	gid, errGroup := strconv.Atoi(u.Gid)
-	if err := errors.Join(errUser, errGroup, os.Chown(dir, uid, gid)); err != nil {
-		return "", fmt.Errorf("give folder to user postgres: %w", err)
-	}
-	return dir, nil
-}
-
-// unprivileged runs a program as the user postgres when this process is root, as PostgreSQL demands. The programs that
-// change the user replace themselves, so that the process id stays.
-func unprivileged(line ...string) []string {
-	if os.Getuid() != 0 {
-		return line
-	}
-	return slices.Concat([]string{"setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"}, line)
-}
-
 func postgresVersions(ctx context.Context, _ *bench) ([]report.Version, error) {
-	program, err := postgresProgram("postgres")
+	program, err := postgres.Program("postgres")
 	if err != nil {
 		return nil, err
 	}
-	text, err := output(ctx, "", program, "--version")
+	text, err := machine.Output(ctx, "", program, "--version")
 	if err != nil {
 		return nil, err
 	}

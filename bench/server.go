@@ -82,7 +82,7 @@ func (b *bench) launch(ctx context.Context, s *server, o startOptions) error {
 	}
 	defer log.Close()
 	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	cmd := command(running, s.dir, line[0], line[1:]...)
+	cmd := machine.Command(running, s.dir, line[0], line[1:]...)
 	cmd.WaitDelay = stopLimit
 	cmd.Stdout, cmd.Stderr = log, log
 	// Nothing of the caller's settings, so that a run is the same everywhere.
