@@ -10,6 +10,8 @@ import (
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
+
+	"github.com/satchelbase/satchel/extensions/internal/pb"
 )
 
 // watchPriority is behind the hooks in which PocketBase opens the transactions of deletes (99), and those of features
@@ -96,7 +98,7 @@ func (l *Log) within(app *core.App, act func() error, entry func() Entry) error 
 func (l *Log) by(app core.App, model any, action string, details map[string]any) Entry {
 	var entry Entry
 	found, ok := l.acting.Load(model)
-	if info := app.TxInfo(); !ok && info != nil {
+	if info := pb.TransactionOf(app); !ok && info != nil {
 		found, ok = l.acting.Load(info)
 	}
 	if e, isRequest := found.(*core.RequestEvent); ok && isRequest {
@@ -280,8 +282,8 @@ func (l *Log) watchRequests(app core.App) {
 		defer func() { e.App = outer }()
 		return outer.RunInTransaction(func(tx core.App) error {
 			e.App = tx
-			l.acting.Store(tx.TxInfo(), e.RequestEvent)
-			defer l.acting.Delete(tx.TxInfo())
+			l.acting.Store(pb.TransactionOf(tx), e.RequestEvent)
+			defer l.acting.Delete(pb.TransactionOf(tx))
 			return e.Next()
 		})
 	})

@@ -17,6 +17,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/internal/pb"
 	"github.com/satchelbase/satchel/extensions/internal/secret"
 )
 
@@ -127,7 +128,7 @@ func (l *Ledger) Append(tx core.App, e Entry) error {
 		if err := l.insert(tx, &row, e.Actor, e.Subject, e.ActAs); err != nil {
 			return err
 		}
-		tx.TxInfo().OnComplete(l.committed)
+		pb.TransactionOf(tx).OnComplete(l.committed)
 		return nil
 	})
 	if err != nil {

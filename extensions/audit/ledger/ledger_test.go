@@ -57,7 +57,7 @@ func TestTriggers(t *testing.T) {
 
 func TestExpire(t *testing.T) {
 	app, l, _ := open(t)
-	fill(t, l, app, 2500)
+	fill(t, l, app, 1100)
 	p := ledger.Party{Kind: ledger.User, Collection: "users", ID: "recent"}
 	if err := l.Append(app, ledger.Entry{Action: "a.b", Actor: p}); err != nil {
 		t.Fatal(err)
@@ -65,13 +65,13 @@ func TestExpire(t *testing.T) {
 	if n, err := l.Expire(t.Context(), app, time.Now().Add(-time.Hour)); n != 0 || err != nil {
 		t.Fatalf("%d, %v", n, err)
 	}
-	intact(t, l, app, 2501)
+	intact(t, l, app, 1101)
 	n, err := l.Expire(t.Context(), app, time.Now().Add(time.Hour))
-	if n != 2500 || err != nil {
+	if n != 1100 || err != nil {
 		t.Fatalf("%d, %v", n, err)
 	}
 	r := verify(t, l, app)
-	if !r.OK || r.First != 2501 || r.Entries != 2 || r.Removed != 2500 { // the newest of before, and the entry about it
+	if !r.OK || r.First != 1101 || r.Entries != 2 || r.Removed != 1100 { // the newest of before, and the entry about it
 		t.Fatalf("%+v", r)
 	}
 	var parties, checkpoints int
@@ -83,8 +83,8 @@ func TestExpire(t *testing.T) {
 	}
 	fill(t, l, app, 5)
 	intact(t, l, app, 7)
-	force(t, app, "DELETE FROM audit_chain WHERE id = 2501")
-	found(t, verify(t, l, app), ledger.ProblemMissing, 2501)
+	force(t, app, "DELETE FROM audit_chain WHERE id = 1101")
+	found(t, verify(t, l, app), ledger.ProblemMissing, 1101)
 	if _, err := l.Expire(t.Context(), app, time.Now().Add(time.Hour)); err == nil {
 		t.Error("a floor was put over a gap")
 	}
@@ -289,7 +289,7 @@ func TestProcesses(t *testing.T) {
 					t.Error(out.Text())
 				}
 				if strings.HasPrefix(out.Text(), "committed") {
-					if n++; n == 150 {
+					if n++; n == 60 {
 						_ = cmd.Process.Kill()
 					}
 				}
@@ -298,7 +298,7 @@ func TestProcesses(t *testing.T) {
 		})
 	}
 	wg.Go(func() {
-		for range 150 {
+		for range 60 {
 			if err := l.Append(app, ledger.Entry{Action: "a.b", Actor: ledger.Party{Kind: ledger.User, ID: "here"}}); err != nil {
 				t.Error(err)
 				return

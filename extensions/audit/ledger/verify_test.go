@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,18 +20,18 @@ import (
 func TestIntact(t *testing.T) {
 	app, l, file := open(t)
 	intact(t, l, app, 0)
-	fill(t, l, app, 5000) // more than two chunks
+	fill(t, l, app, 4100) // more than two chunks
 	if err := l.Flush(); err != nil {
 		t.Fatal(err)
 	}
 	r := verify(t, l, app)
-	if !r.OK || r.Entries != 5000 || r.First != 1 || r.Last != 5000 || r.File != "checked" {
+	if !r.OK || r.Entries != 4100 || r.First != 1 || r.Last != 4100 || r.File != "checked" {
 		t.Fatalf("%+v", r)
 	}
 	fill(t, l, app, 10)
 	known := r.End
 	r, err := l.Verify(t.Context(), app, &known)
-	if err != nil || !r.OK || r.Entries != 10 || r.First != 5001 {
+	if err != nil || !r.OK || r.Entries != 10 || r.First != 4101 {
 		t.Fatalf("what is new: %+v, %v", r, err)
 	}
 	if err := os.Remove(file); err != nil {
@@ -59,31 +60,48 @@ func TestNewPartyTwice(t *testing.T) {
 
 // Each way to change the log without the key, drawn at random, is found. A failure prints the seed of its round.
 func TestRandomTampering(t *testing.T) {
-	const entries, rounds = 60, 1000
+	const entries, rounds = 40, 1000
 	app, l, _ := open(t)
 	fill(t, l, app, entries)
 	if err := l.Close(); err != nil { // nothing in the background may write between
 		t.Fatal(err)
 	}
 	undo := errors.New("undo")
-	for seed := range uint64(rounds) {
-		random := rand.New(rand.NewPCG(seed, 0))
-		what, statements := tampering(random, entries)
-		err := app.RunInTransaction(func(tx core.App) error {
-			if err := forceIn(tx, statements); err != nil {
-				return err
+	err := app.RunInTransaction(func(tx core.App) error {
+		run := func(statement string) {
+			if _, err := tx.NonconcurrentDB().NewQuery(statement).Execute(); err != nil {
+				t.Fatalf("%s: %v", statement, err)
 			}
-			if r := verify(t, l, tx); r.OK {
+		}
+		// Without triggers all the time, which is a problem of its own: it does not count here.
+		var triggers []string
+		if err := tx.DB().NewQuery("SELECT name FROM sqlite_master WHERE type = 'trigger' AND name LIKE 'audit_%'").Column(&triggers); err != nil {
+			return err
+		}
+		for _, name := range triggers {
+			run("DROP TRIGGER " + name)
+		}
+		problems := func() []ledger.Problem {
+			return slices.DeleteFunc(verify(t, l, tx).Problems, func(p ledger.Problem) bool { return p.Code == ledger.ProblemSchema })
+		}
+		for seed := range uint64(rounds) {
+			if seed%50 == 0 && len(problems()) > 0 {
+				t.Fatalf("before seed %d: %+v", seed, problems())
+			}
+			what, statements := tampering(rand.New(rand.NewPCG(seed, 0)), entries)
+			run("SAVEPOINT round")
+			for _, s := range statements {
+				run(s)
+			}
+			if len(problems()) == 0 {
 				t.Errorf("seed %d: %s was not found: %q", seed, what, statements)
 			}
-			return undo
-		})
-		if !errors.Is(err, undo) {
-			t.Fatalf("seed %d: %v", seed, err)
+			run("ROLLBACK TO round")
 		}
-		if seed%100 == 0 {
-			intact(t, l, app, entries)
-		}
+		return undo
+	})
+	if !errors.Is(err, undo) {
+		t.Fatal(err)
 	}
 	intact(t, l, app, entries)
 }
@@ -146,6 +164,12 @@ func tampering(random *rand.Rand, entries int) (string, []string) {
 
 // The first bad entry is the one that is named.
 func TestFirstBadEntry(t *testing.T) {
+	app, l, _ := open(t)
+	fill(t, l, app, 2100)
+	if err := l.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	undo := errors.New("undo")
 	for name, c := range map[string]struct {
 		statement string
 		code      string
@@ -157,13 +181,16 @@ func TestFirstBadEntry(t *testing.T) {
 		"below":     {"UPDATE audit_chain SET id = -5 WHERE id = 2100", ledger.ProblemMisplaced, -5},
 	} {
 		t.Run(name, func(t *testing.T) {
-			app, l, _ := open(t)
-			fill(t, l, app, 2100)
-			if err := l.Flush(); err != nil {
+			err := app.RunInTransaction(func(tx core.App) error {
+				if err := forceIn(tx, []string{c.statement}); err != nil {
+					return err
+				}
+				found(t, verify(t, l, tx), c.code, c.entry)
+				return undo
+			})
+			if !errors.Is(err, undo) {
 				t.Fatal(err)
 			}
-			force(t, app, c.statement)
-			found(t, verify(t, l, app), c.code, c.entry)
 		})
 	}
 }

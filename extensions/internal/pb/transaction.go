@@ -41,10 +41,10 @@ func Enclose(tx core.App) (app core.App, failed func() bool) {
 	return e, func() bool { return *e.failed }
 }
 
-// transactionOf is TxInfo also of an app that hides it.
-func transactionOf(app core.App) *core.TxAppInfo {
+// TransactionOf is TxInfo also of an app that hides it.
+func TransactionOf(app core.App) *core.TxAppInfo {
 	if e, ok := app.(enclosed); ok {
-		return transactionOf(e.App)
+		return TransactionOf(e.App)
 	}
 	return app.TxInfo()
 }
@@ -52,7 +52,7 @@ func transactionOf(app core.App) *core.TxAppInfo {
 // AfterCommit runs fn when the transaction of app has been committed, at once if it has none, and never if it is rolled
 // back. Transactions within it count as one with it, but one of the auxiliary database ends by itself.
 func AfterCommit(app core.App, fn func()) {
-	info := transactionOf(app)
+	info := TransactionOf(app)
 	if info == nil {
 		fn()
 		return
