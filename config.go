@@ -8,6 +8,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/account"
 	"github.com/satchelbase/satchel/extensions/anonymous"
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/apikeys"
 	"github.com/satchelbase/satchel/extensions/attestation"
 	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/authcache"
@@ -68,6 +69,7 @@ type config struct {
 	account     account.Config
 	anonymous   anonymous.Config
 	api         api.Config
+	apikeys     apikeys.Config
 	attestation attestation.Config
 	audit       audit.Config
 	authcache   authcache.Config
@@ -99,6 +101,7 @@ func read(s *settings.Settings) config {
 		account:     settings.Section[account.Config](s, "account"),
 		anonymous:   settings.Section[anonymous.Config](s, "anonymous"),
 		api:         settings.Section[api.Config](s, "api"),
+		apikeys:     settings.Section[apikeys.Config](s, "apikeys"),
 		attestation: settings.Section[attestation.Config](s, "attestation"),
 		audit:       settings.Section[audit.Config](s, "audit"),
 		authcache:   settings.Section[authcache.Config](s, "authcache"),

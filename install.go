@@ -12,6 +12,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/account"
 	"github.com/satchelbase/satchel/extensions/anonymous"
 	"github.com/satchelbase/satchel/extensions/audit"
+	"github.com/satchelbase/satchel/extensions/cli"
 	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/operations"
@@ -32,6 +33,25 @@ func site() fs.FS {
 		panic(err)
 	}
 	return files
+}
+
+// about is what the program says of itself.
+func about(cfg config, db *store.Store, ops *operations.Operations) program.Info {
+	return program.Info{
+		Version: version, DataDir: cfg.general.DataDir, HTTP: cfg.general.HTTP, Queries: cfg.general.Queries,
+		Public: site(), DBConnect: db.Connect, Script: ops.Script,
+	}
+}
+
+// addCommands puts the commands of the program and of its features on the command line.
+func addCommands(pb *pocketbase.PocketBase, h *extensions.Host, list []extensions.Extension, cfg config, info program.Info) {
+	pb.RootCmd.AddCommand(program.Commands(h, info)...)
+	pb.RootCmd.AddCommand(cli.Settings(cfg.settings.Command()))
+	for _, x := range list {
+		if x.Commands != nil {
+			pb.RootCmd.AddCommand(x.Commands(h.For(x))...)
+		}
+	}
 }
 
 // install binds the features and the app's own hooks to an application that is not open yet.
@@ -57,7 +77,7 @@ func newAccounts(cfg account.Config, background *runs.Runs, sess *sessions.Sessi
 			{Name: "sessions", Export: login.Export},
 			{Name: "identities", Export: identities.Export},
 			{Name: "passkeys", Export: passkeys.Export},
-			{Name: "audit", Export: audit.ExportOf},
+			{Name: "audit", Export: audit.ExportAccount},
 		},
 	})
 }

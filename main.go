@@ -9,6 +9,7 @@ import (
 	"github.com/pocketbase/pocketbase"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/admins"
 	"github.com/satchelbase/satchel/extensions/anonymous"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/apikeys"
@@ -75,11 +76,15 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		secrets.New(cfg.secrets, vault),
 		ratelimit.New(cfg.ratelimit, guard.Familiar(sess.KnownDevice), ops.Cost),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, sess.Verify)),
-		audit.New(cfg.audit, log, nil),
-		apikeys.New(log.Append),
+		audit.New(cfg.audit, log, admins.May),
+		admins.New(admins.Deps{Recent: sess.RequireRecent(), Audit: log.Append}),
+		apikeys.New(cfg.apikeys, apikeys.Deps{
+			Scopes: []string{"operations:*"}, Routes: []string{"/api/v1/operations/"}, Version: db.TableVersion,
+			Audit: log.Append, May: admins.May, Recent: sess.RequireRecent(),
+		}),
 		sess.Extension(),
 		oauth.New(sess, apikeys.Allow(apikeys.ScopeIntrospect)),
-		impersonation.New(sess),
+		impersonation.New(sess, impersonation.Deps{May: admins.May, Privileged: admins.Privileged}),
 		anonymous.New(cfg.anonymous, sess, log.Append),
 		guard.New(cfg.guard, guard.Deps{KnownDevice: sess.KnownDevice, Audit: log.NoteFailure, EmailTaken: sessions.ErrEmailTaken}),
 		passwords.New(hasher),
@@ -93,15 +98,18 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 			SignIn: sess.SignIn, Recent: sess.RequireRecent(), RevokeSessions: sess.EndAll, Audit: log.Note, Seal: vault.Seal, Open: vault.Open,
 			Passkeys: passkeys.Has, Upgraded: anonymous.Upgraded,
 		}),
-		ops.Extension(operations.Deps{Recent: sess.Recent, Attested: gate.Require, Audit: log.Note}),
+		ops.Extension(operations.Deps{
+			Role: admins.May, Staff: []string{admins.Collection}, Key: apikeys.Presented, Recent: sess.Recent, Attested: gate.Require, Audit: log.Note,
+		}),
 		groups.Extension(),
 		background.Extension(),
 		accounts.Extension(),
 		records.New(cfg.records, db),
 		idempotency.New(cfg.idempotency, idempotency.Deps{
-			Route: ops.Policy, Before: ops.Prepare, SuspectWaits: db.SuspectWaits, Healthy: db.Healthy, Unavailable: store.IsUnavailable,
+			Route: ops.Policy, Before: ops.Prepare, Key: apikeys.KeyID,
+			SuspectWaits: db.SuspectWaits, Healthy: db.Healthy, Unavailable: store.IsUnavailable,
 		}),
-		health.New(cfg.health, all),
+		health.New(cfg.health, all, admins.May),
 		demo.New(),
 		rules.New(sandbox(cfg, pb)),
 		deploy.New(),
@@ -127,22 +135,13 @@ func run(args []string) int {
 		return cli.Report(os.Stderr, err, false)
 	}
 	ops := operations.New()
-	info := program.Info{
-		Version: version, DataDir: cfg.general.DataDir, HTTP: cfg.general.HTTP, Queries: cfg.general.Queries,
-		Public: site(), DBConnect: db.Connect, Script: ops.Script,
-	}
+	info := about(cfg, db, ops)
 	pb := program.New(info, args)
 	h, list, sess, err := install(cfg, pb, pb, db, ops)
 	if err != nil {
 		return cli.Report(os.Stderr, err, false)
 	}
 	info.Harden = sess.Harden
-	pb.RootCmd.AddCommand(program.Commands(h, info)...)
-	pb.RootCmd.AddCommand(cli.Settings(cfg.settings.Command()))
-	for _, x := range list {
-		if x.Commands != nil {
-			pb.RootCmd.AddCommand(x.Commands(h.For(x))...)
-		}
-	}
+	addCommands(pb, h, list, cfg, info)
 	return cli.Run(pb, args, cfg.settings.Err())
 }

@@ -44,8 +44,7 @@ func build(t *testing.T) (*pocketbase.PocketBase, *settings.Settings, []extensio
 func otherGroups() map[string]string {
 	return map[string]string{
 		"sessions": "auth", "oauth": "auth", "impersonation": "auth", "totp": "auth", "passkeys": "auth", "identities": "auth",
-		"anonymous": "auth",
-		"audit":     "admin",
+		"anonymous": "auth", "admins": "admin", "apikeys": "admin", "audit": "admin",
 	}
 }
 

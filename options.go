@@ -3,9 +3,12 @@
 package main
 
 import (
+	"github.com/satchelbase/satchel/extensions/apikeys"
 	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/store"
 )
 
 // storeOptions are what the program decides about its database files.
-func storeOptions() store.Options { return store.Options{Quiet: []string{idempotency.Table}} }
+func storeOptions() store.Options {
+	return store.Options{Quiet: []string{apikeys.Uses, idempotency.Table}}
+}

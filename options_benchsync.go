@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/satchelbase/satchel/extensions/apikeys"
 	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/store"
 )
@@ -16,7 +17,7 @@ func storeOptions() store.Options {
 	if err != nil {
 		panic(err)
 	}
-	return store.Options{Quiet: []string{idempotency.Table}, Sync: func(f *os.File) error {
+	return store.Options{Quiet: []string{apikeys.Uses, idempotency.Table}, Sync: func(f *os.File) error {
 		time.Sleep(delay)
 		return f.Sync()
 	}}

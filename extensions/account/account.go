@@ -8,7 +8,7 @@
 // Settings: SATCHEL_ACCOUNT_*. Tables: account_deletions, account_exports. Folder: account_exports in the data folder.
 // Operations: account.export, account.delete, account.cancelDeletion, account.status. Route:
 // GET /api/v1/account/exports/{id}. Commands: account. Failure modes: a record that a hook does not let go keeps its
-// account; the run tries again for most of a day, and the check "account deletion" tells of it.
+// account; the run tries again for most of a day, and the log tells of it.
 package account
 
 import (
@@ -171,14 +171,15 @@ func (a *Accounts) Extension() extensions.Extension {
 		Routes: func(g *router.RouterGroup[*core.RequestEvent]) {
 			g.GET("/exports/{id}", a.handleDownload)
 		},
-		Start: a.start,
-		Stop:  a.stop,
-		Checks: []extensions.Check{
-			{Name: "account map", Run: a.checkMap},
-			{Name: "account deletion", Run: a.checkDeletions},
-		},
+		Start:    a.start,
+		Stop:     a.stop,
+		Checks:   a.checks(),
 		Commands: func(h *extensions.Host) []*cobra.Command { return []*cobra.Command{a.command(h)} },
 	}
+}
+
+func (a *Accounts) checks() []extensions.Check {
+	return []extensions.Check{{Name: "account map", Run: a.checkMap}, {Name: "account deletion", Run: a.checkDeletions}}
 }
 
 // bind keeps the table of deletions true when an account is deleted past this feature.

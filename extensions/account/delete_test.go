@@ -70,6 +70,9 @@ func TestDelete(t *testing.T) {
 	if n := f.count(t, "audit_entries WHERE action IN ('account.delete', 'account.deleted')"); n != 2 {
 		t.Errorf("%d audit entries", n)
 	}
+	if n := f.count(t, "audit_entries WHERE subject_id = '"+f.ada.Id+"' OR actor_id = '"+f.ada.Id+"'"); n != 0 {
+		t.Errorf("%d audit entries name the account", n)
+	}
 }
 
 // Leaves go first: no transaction deletes a record that others hang on.
@@ -255,6 +258,24 @@ func TestAnonymous(t *testing.T) {
 	f.gone(t, f.ada)
 }
 
+// An app that is too old for everything else may still take the data along and delete the account.
+func TestOldApp(t *testing.T) {
+	f := start(t, nil)
+	token := f.signIn(t, "ada@example.test")
+	old := func(method, path string) apptest.Response {
+		return f.Do(t, apptest.Request{Method: method, Path: "/api/v1" + path, Token: token, Header: map[string]string{"X-App-Version": "1.0"}})
+	}
+	if r := old(http.MethodGet, "/collections/notes/records"); r.Status != http.StatusUpgradeRequired {
+		t.Fatalf("the gate is open: %d", r.Status)
+	}
+	x := answer[Export](t, old(http.MethodPost, "/operations/account.export"))
+	answer[Status](t, old(http.MethodGet, "/operations/account.status"))
+	answer[struct{ ID string }](t, old(http.MethodGet, "/runs/"+x.Run))
+	await(t, "the export", func() bool { return old(http.MethodGet, "/account/exports/"+x.ID).Status == http.StatusOK })
+	answer[Status](t, old(http.MethodPost, "/operations/account.cancelDeletion"))
+	answer[Status](t, old(http.MethodPost, "/operations/account.delete"))
+}
+
 func TestBlocked(t *testing.T) {
 	f := start(t, func(_ *Config, d *Deps) {
 		d.Blockers = func(core.App, *core.Record) ([]Blocker, error) {
@@ -275,7 +296,11 @@ func TestSectionsAndForget(t *testing.T) {
 	f := start(t, func(c *Config, d *Deps) {
 		c.Grace = 0
 		d.Sections = []Section{{Name: "push", Delete: func(_ core.App, account *core.Record) error { deleted = account.Id; return nil }}}
-		d.Forget = func(_ core.App, collection, id string) error { forgotten = collection + " " + id; return nil }
+		forget := d.Forget
+		d.Forget = func(tx core.App, collection, id string) error {
+			forgotten = collection + " " + id
+			return forget(tx, collection, id)
+		}
 	})
 	f.deleteNow(t)
 	if deleted != f.ada.Id || forgotten != "users "+f.ada.Id {

@@ -20,6 +20,7 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
+	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
 )
 
@@ -70,7 +71,7 @@ func TestExport(t *testing.T) {
 	f := start(t, func(_ *Config, d *Deps) {
 		d.Sections = []Section{{Name: "devices", Export: func(_ context.Context, _ core.App, account *core.Record, w io.Writer) error {
 			return json.NewEncoder(w).Encode([]string{"phone of " + account.Id})
-		}}}
+		}}, {Name: "audit", Export: audit.ExportAccount}}
 		d.Map = Map{"posts": {Delete: Blank}}
 	})
 	f.world(t)
@@ -123,6 +124,9 @@ func TestExport(t *testing.T) {
 		if c.Collection == "attachments" && (c.Records != 3 || c.Files != 6 || c.MissingFiles != 0 || c.Fields["note"] != "relation") {
 			t.Errorf("%+v", c)
 		}
+	}
+	if !strings.Contains(files["audit.json"], `"action":"account.export","outcome":"success","byTheAccount":true,"address":"127.0.0.0/24"}`) || !json.Valid([]byte(files["audit.json"])) {
+		t.Errorf("audit: %s", files["audit.json"])
 	}
 	if !strings.HasPrefix(files["README.txt"], "This archive") {
 		t.Error("no README")

@@ -16,6 +16,7 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
+	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/account/archive"
 	"github.com/satchelbase/satchel/extensions/account/sealed"
 	"github.com/satchelbase/satchel/extensions/api"
@@ -365,11 +366,22 @@ func (a *Accounts) tend(ctx context.Context) {
 		if now := time.Now(); now.Sub(swept) >= sweepEvery {
 			swept = now
 			a.warn(ctx, a.sweep(ctx))
+			a.tell(ctx)
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+		}
+	}
+}
+
+// tell puts what the checks find into the log, where operators look who do not run checks.
+func (a *Accounts) tell(ctx context.Context) {
+	h := &extensions.Host{App: a.app, Logger: a.logger}
+	for _, c := range a.checks() {
+		if r := c.Run(ctx, h); r.Level >= extensions.Warn && ctx.Err() == nil {
+			a.logger.Warn("accounts need a look", "check", c.Name, "found", r.Message, "next", r.Next)
 		}
 	}
 }

@@ -50,7 +50,7 @@ func start(t testing.TB, change func(c *Config, d *Deps)) *fixture {
 	cfg := settings.Defaults[Config]()
 	deps := Deps{
 		Runs: runs.New(settings.Defaults[runs.Config]()), Key: vault.Key, Recent: sess.Recent, EndSessions: sess.EndAll,
-		Audit: log.Note, Version: db.TableVersion,
+		Audit: log.Note, Forget: log.Forget, Version: db.TableVersion,
 	}
 	if change != nil {
 		change(&cfg, &deps)
@@ -62,7 +62,11 @@ func start(t testing.TB, change func(c *Config, d *Deps)) *fixture {
 	ops := operations.New()
 	ops.Add(a.Operations())
 	f := &fixture{accounts: a, runs: deps.Runs}
-	f.App = apptest.Open(t, db.Connect, api.New(settings.Defaults[api.Config]()), store.New(db), audit.New(audit.Config{}, log, nil),
+	conventions := settings.Defaults[api.Config]()
+	if err := conventions.MinVersion.UnmarshalText([]byte("9.0")); err != nil { // for requests that name their version
+		t.Fatal(err)
+	}
+	f.App = apptest.Open(t, db.Connect, api.New(conventions), store.New(db), audit.New(audit.Config{}, log, nil),
 		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, sess.Verify)), sess.Extension(),
 		deps.Runs.Extension(), a.Extension(), ops.Extension(operations.Deps{Recent: sess.Recent, Audit: log.Note}))
 	f.schema(t)

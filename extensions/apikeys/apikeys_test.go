@@ -26,30 +26,66 @@ import (
 	"github.com/satchelbase/satchel/extensions/settings"
 )
 
-// log writes the audit.
-func log() *audit.Log { return audit.NewLog(secret.Fixed([]byte("root key of the tests"))) }
+// newLog is a log of its own, of whose master key nothing depends.
+func newLog() *audit.Log { return audit.NewLog(secret.Fixed(bytes.Repeat([]byte{7}, secret.KeySize))) }
 
-// start serves GET /api/v1/probe, which takes keys with the scope introspect and answers the id of the key.
-func start(t testing.TB) *apptest.App {
-	probe := extensions.Extension{Name: "probe", Routes: func(g *router.RouterGroup[*core.RequestEvent]) {
+// deps are the scopes of the tests, and where keys are taken.
+func deps(log *audit.Log) Deps {
+	return Deps{Scopes: []string{"operations:*"}, Routes: []string{"/api/v1/probe", "/api/v1/probe/"}, Audit: log.Append}
+}
+
+// probe serves GET /api/v1/probe, which takes keys with the scope introspect and answers what it sees.
+func probe() extensions.Extension {
+	return extensions.Extension{Name: "probe", Routes: func(g *router.RouterGroup[*core.RequestEvent]) {
 		g.GET("", func(e *core.RequestEvent) error {
-			k, err := Authenticate(e.App, FromRequest(e.Request), ScopeIntrospect)
-			if err != nil {
+			if err := May(e, ScopeIntrospect); err != nil {
 				return err
 			}
-			return api.Write(e, http.StatusOK, map[string]any{"key": k.ID, "signedIn": e.Auth != nil})
+			return api.Write(e, http.StatusOK, map[string]any{
+				"key": KeyID(e), "signedIn": e.Auth != nil, "actor": audit.From(e).Actor, "authorization": e.Request.Header.Get("Authorization"),
+			})
 		})
 	}}
-	return apptest.New(t, api.New(settings.Defaults[api.Config]()), audit.New(audit.Config{}, log(), nil), New(log().Append), probe)
 }
+
+func start(t testing.TB) *apptest.App {
+	log := newLog()
+	return apptest.New(t, api.New(settings.Defaults[api.Config]()), audit.New(audit.Config{}, log, nil), New(settings.Defaults[Config](), deps(log)), probe())
+}
+
+// service is one with the same settings, which shares nothing with the server's but the database.
+func other() *service { return newService(settings.Defaults[Config](), deps(newLog())) }
 
 func newKey(t testing.TB, app core.App, life time.Duration, allowed ...string) (Key, string) {
 	t.Helper()
-	k, text, err := create(app, log().Append, "gateway", allowed, life)
+	w := wish{name: "gateway", scopes: allowed}
+	if life > 0 {
+		w.expires = time.Now().Add(life)
+	}
+	return newWish(t, app, w)
+}
+
+func newWish(t testing.TB, app core.App, w wish) (Key, string) {
+	t.Helper()
+	k, text, err := other().create(app, audit.Entry{}, w)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return k, text
+}
+
+// revoke ends a key.
+func revoke(app core.App, id string) (Key, bool, error) {
+	return other().revoke(app, audit.Entry{}, id)
+}
+
+// authenticate asks as a request would, without a memory.
+func authenticate(app core.App, text, scope string) (*Key, error) {
+	k, err := other().authenticate(app, text)
+	if err == nil && !k.May(scope) {
+		err = ErrScopeMissing
+	}
+	return k, err
 }
 
 func set(t testing.TB, app core.App, id string, values dbx.Params) {
@@ -93,11 +129,12 @@ func TestKeys(t *testing.T) {
 	invalidToken := `Bearer error="invalid_token"`
 	apptest.Run(t, start, []apptest.Scenario{
 		{Name: "none", Request: probe, Status: 401, Code: ErrInvalid.Name, After: challenged("Bearer")},
-		{Name: "bearer", Request: probe, Before: bearer(0, nil, ScopeIntrospect), Status: 200, Contains: []string{`"signedIn":false`}},
+		{Name: "bearer", Request: probe, Before: bearer(0, nil, ScopeIntrospect), Status: 200, Contains: []string{`"signedIn":false`, `"Kind":"key"`, `"authorization":""`}},
 		{Name: "basic", Request: probe, Before: basic, Status: 200},
 		{Name: "basic, encoded", Request: probe, Before: encoded, Status: 200},
 		{Name: "with a future end", Request: probe, Before: bearer(time.Hour, nil, ScopeIntrospect), Status: 200},
 		{Name: "another scheme", Request: apptest.Request{Path: "/api/v1/probe", Token: "sk_abcdefghijklmno_x"}, Status: 401, Code: ErrInvalid.Name},
+		{Name: "a route that takes no keys", Request: apptest.Request{Path: "/api/v1/other"}, Before: bearer(0, nil, ScopeIntrospect), Status: 404},
 		{Name: "from a browser", Request: probe, Before: func(t testing.TB, app *apptest.App, r *apptest.Request) {
 			bearer(0, nil, ScopeIntrospect)(t, app, r)
 			r.Header["Origin"] = "https://app.example.test"
@@ -122,13 +159,13 @@ func TestKeys(t *testing.T) {
 			return text
 		}, ScopeIntrospect), Status: 401, Code: ErrInvalid.Name, After: challenged(invalidToken)},
 		{Name: "revoked", Request: probe, Before: bearer(0, func(app *apptest.App, k Key, text string) string {
-			if _, done, err := revoke(app, log().Append, k.ID); err != nil || !done {
+			if _, done, err := revoke(app, k.ID); err != nil || !done {
 				t.Errorf("revoke: %v, %v", done, err)
 			}
 			return text
 		}, ScopeIntrospect), Status: 401, Code: ErrInvalid.Name, After: challenged(invalidToken)},
 		{Name: "revoked and without scope says no more than invalid", Request: probe, Before: bearer(0, func(app *apptest.App, k Key, text string) string {
-			_, _, _ = revoke(app, log().Append, k.ID)
+			_, _, _ = revoke(app, k.ID)
 			return text
 		}), Status: 401, Code: ErrInvalid.Name},
 		{Name: "no door to the generated API", Request: apptest.Request{Path: "/api/collections"}, Before: bearer(0, nil, ScopeIntrospect), Status: 401},
@@ -139,11 +176,11 @@ func TestMalformedKeys(t *testing.T) {
 	app := start(t)
 	_, text := newKey(t, app, 0, ScopeIntrospect)
 	for _, bad := range []string{"", "sk_", "sk__", text + "A", text[:len(text)-1], " " + text, text + "\n", strings.ToUpper(text), "sk_" + text, strings.Repeat("sk_", 1<<16), text[:20] + "'" + text[21:]} {
-		if _, err := Authenticate(app, bad, ScopeIntrospect); !errors.Is(err, ErrInvalid) {
+		if _, err := authenticate(app, bad, ScopeIntrospect); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%.80q: %v", bad, err)
 		}
 	}
-	if k, err := Authenticate(app, text, ScopeIntrospect); err != nil || k.Name != "gateway" {
+	if k, err := authenticate(app, text, ScopeIntrospect); err != nil || k.Name != "gateway" {
 		t.Errorf("the good one: %+v, %v", k, err)
 	}
 }
@@ -152,10 +189,10 @@ func TestMalformedKeys(t *testing.T) {
 func TestStored(t *testing.T) {
 	app := start(t)
 	k, text := newKey(t, app, time.Hour, ScopeIntrospect)
-	if _, done, err := revoke(app, log().Append, k.ID); !done || err != nil {
+	if _, done, err := revoke(app, k.ID); !done || err != nil {
 		t.Fatal(done, err)
 	}
-	if _, done, err := revoke(app, log().Append, k.ID); done || err != nil {
+	if _, done, err := revoke(app, k.ID); done || err != nil {
 		t.Errorf("second revoke: %v, %v", done, err)
 	}
 	var stored []struct {
@@ -179,13 +216,16 @@ func TestStored(t *testing.T) {
 	}
 }
 
-// A key in constant use writes once a minute.
+// A key in constant use writes once a minute, and a use is no change of the key.
 func TestLastUse(t *testing.T) {
 	app := start(t)
 	k, text := newKey(t, app, 0, ScopeIntrospect)
+	s := other()
+	now := time.Now()
+	s.now = func() time.Time { return now }
 	used := func() int64 {
 		t.Helper()
-		if _, err := Authenticate(app, text, ScopeIntrospect); err != nil {
+		if _, err := s.authenticate(app, text); err != nil {
 			t.Fatal(err)
 		}
 		r, err := find(app, k.ID)
@@ -194,28 +234,28 @@ func TestLastUse(t *testing.T) {
 		}
 		return r.LastUsed
 	}
-	if first := used(); time.Since(time.Unix(first, 0)) > time.Minute {
+	first := used()
+	if first != now.Unix() {
 		t.Errorf("first use at %d", first)
 	}
-	recent := time.Now().Add(-30 * time.Second).Unix()
-	set(t, app, k.ID, dbx.Params{"last_used_at": recent})
-	if got := used(); got != recent {
-		t.Errorf("a use after 30 s was written")
+	now = now.Add(30 * time.Second)
+	if got := used(); got != first {
+		t.Error("a use after 30 s was written")
 	}
-	set(t, app, k.ID, dbx.Params{"last_used_at": time.Now().Add(-61 * time.Second).Unix()})
+	now = now.Add(31 * time.Second)
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			if _, err := Authenticate(app, text, ScopeIntrospect); err != nil {
+			if _, err := s.authenticate(app, text); err != nil {
 				t.Error(err)
 			}
 		})
 	}
 	wg.Wait()
-	if got := used(); time.Since(time.Unix(got, 0)) > 30*time.Second {
-		t.Errorf("a use after 61 s was not written")
+	if got := used(); got != now.Unix() {
+		t.Error("a use after 61 s was not written")
 	}
-	if _, err := Authenticate(app, text[:len(text)-1]+"!", ScopeIntrospect); err == nil {
+	if _, err := s.authenticate(app, text[:len(text)-1]+"!"); err == nil {
 		t.Error("a wrong key was taken")
 	}
 }
@@ -225,7 +265,7 @@ func run(t testing.TB, app *apptest.App, args ...string) (string, error) {
 	t.Helper()
 	root := &cobra.Command{Use: "satchel", SilenceErrors: true, SilenceUsage: true}
 	root.PersistentFlags().Bool("json", false, "")
-	root.AddCommand(New(log().Append).Commands(app.Host)...)
+	root.AddCommand(New(settings.Defaults[Config](), deps(newLog())).Commands(app.Host)...)
 	var out bytes.Buffer
 	root.SetOut(&out)
 	root.SetArgs(append([]string{"apikeys"}, args...))
@@ -240,19 +280,19 @@ func TestCommands(t *testing.T) {
 	}
 	out, err := run(t, app, "create", "gateway", "--scope", "introspect", "--expires", "90d")
 	text, _, _ := strings.Cut(out, "\n")
-	if _, authErr := Authenticate(app, text, ScopeIntrospect); err != nil || authErr != nil {
+	if _, authErr := authenticate(app, text, ScopeIntrospect); err != nil || authErr != nil {
 		t.Fatalf("%q: %v, %v", out, err, authErr)
 	}
-	out, err = run(t, app, "create", "other", "--scope", "introspect,introspect", "--json")
+	out, err = run(t, app, "create", "other", "--scope", "introspect,introspect", "--rate", "5", "--network", "192.0.2.9/24", "--json")
 	var made struct {
 		ID, Key   string
 		Scopes    []string
 		ExpiresAt *time.Time
 	}
-	if jsonErr := json.Unmarshal([]byte(out), &made); err != nil || jsonErr != nil || made.ExpiresAt != nil || !slices.Equal(made.Scopes, scopes()) {
+	if jsonErr := json.Unmarshal([]byte(out), &made); err != nil || jsonErr != nil || made.ExpiresAt != nil || !slices.Equal(made.Scopes, []string{ScopeIntrospect}) {
 		t.Fatalf("%q: %v, %v", out, err, jsonErr)
 	}
-	if _, err := Authenticate(app, made.Key, ScopeIntrospect); err != nil {
+	if _, err := authenticate(app, made.Key, ScopeIntrospect); err != nil {
 		t.Error(err)
 	}
 	for _, want := range []string{"is revoked", "already"} {
@@ -276,8 +316,11 @@ func TestCommands(t *testing.T) {
 			t.Errorf("%+v", k)
 		}
 	}
-	if out, err := run(t, app, "list"); err != nil || !strings.Contains(out, "revoked") || !strings.Contains(out, "active") {
-		t.Errorf("%q, %v", out, err)
+	out, err = run(t, app, "list")
+	for _, want := range []string{"revoked", "active", "5/min", "192.0.2.0/24"} {
+		if err != nil || !strings.Contains(out, want) {
+			t.Errorf("no %s: %q, %v", want, out, err)
+		}
 	}
 }
 
@@ -292,6 +335,12 @@ func TestCommandMistakes(t *testing.T) {
 		{cli.ExitUsage, []string{"create", "a\nb", "--scope", "introspect"}},
 		{cli.ExitUsage, []string{"create", strings.Repeat("x", 101), "--scope", "introspect"}},
 		{cli.ExitUsage, []string{"create", "x", "--scope", "admin"}},
+		{cli.ExitUsage, []string{"create", "x", "--scope", "operations"}},
+		{cli.ExitUsage, []string{"create", "x", "--scope", "*"}},
+		{cli.ExitUsage, []string{"create", "x", "--scope", "introspect", "--rate", "0"}},
+		{cli.ExitUsage, []string{"create", "x", "--scope", "introspect", "--rate", "1000001"}},
+		{cli.ExitUsage, []string{"create", "x", "--scope", "introspect", "--network", "192.0.2.0/33"}},
+		{cli.ExitUsage, []string{"create", "x", "--scope", "introspect", "--network", "example.test"}},
 		{cli.ExitUsage, []string{"create", "x", "--scope", "introspect", "--expires", "0d"}},
 		{cli.ExitUsage, []string{"create", "x", "--scope", "introspect", "--expires", "-5d"}},
 		{cli.ExitUsage, []string{"create", "x", "--scope", "introspect", "--expires", "soon"}},
@@ -305,7 +354,7 @@ func TestCommandMistakes(t *testing.T) {
 			t.Errorf("%q: %v", c.args, err)
 		}
 	}
-	if keys, err := list(app); err != nil || len(keys) != 0 {
+	if keys, _, err := page(app, 10, ""); err != nil || len(keys) != 0 {
 		t.Errorf("keys were made: %+v, %v", keys, err)
 	}
 }

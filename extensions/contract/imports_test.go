@@ -18,6 +18,7 @@ func foundation() []string {
 func friends() map[string][]string {
 	return map[string][]string{
 		"account":       {"runs"},
+		"admins":        {"audit", "sessions/login"},
 		"anonymous":     {"audit"},
 		"apikeys":       {"audit"},
 		"records":       {"rows"},

@@ -4,7 +4,7 @@
 //   - GET /api/v1/health/ready answers 200 when requests can be served, else 503 health.not_ready with the names of the
 //     checks that fail; send no traffic on failure.
 //   - GET /api/v1/health, and the same at /health, is the summary. Everybody sees the status, whether the database works,
-//     the time and the version; superusers also see uptime, memory, every readiness check and the metrics of all
+//     the time and the version; admins also see uptime, memory, every readiness check and the metrics of all
 //     extensions.
 //
 // Readiness is every check with Ready of the installed extensions; this one brings the database, the disk and the
@@ -42,15 +42,24 @@ type Config struct {
 // service holds what the routes need.
 type service struct {
 	installed func() []extensions.Extension
+	may       func(e *core.RequestEvent, role string) error
 	host      *extensions.Host
 	started   atomic.Int64 // Unix nanoseconds
 	probe     *probe
 }
 
 // New returns the extension. installed lists all extensions of the program, this one included; it must be safe for
-// concurrent use.
-func New(cfg Config, installed func() []extensions.Extension) extensions.Extension {
-	s := &service{installed: installed}
+// concurrent use. may is nil for whoever has the role; without it, superusers have every role.
+func New(cfg Config, installed func() []extensions.Extension, may func(e *core.RequestEvent, role string) error) extensions.Extension {
+	if may == nil {
+		may = func(e *core.RequestEvent, _ string) error {
+			if !e.HasSuperuserAuth() {
+				return api.ErrForbidden
+			}
+			return nil
+		}
+	}
+	s := &service{installed: installed, may: may}
 	return extensions.Extension{
 		Name:     "health",
 		Settings: cfg,

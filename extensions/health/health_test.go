@@ -35,7 +35,7 @@ func (p *program) start(t testing.TB) *apptest.App {
 	var list []extensions.Extension
 	installed := func() []extensions.Extension { return list }
 	list = []extensions.Extension{
-		api.New(settings.Defaults[api.Config]()), health.New(p.cfg, installed), p.extra,
+		api.New(settings.Defaults[api.Config]()), health.New(p.cfg, installed, nil), p.extra,
 	}
 	return apptest.New(t, list...)
 }
@@ -292,7 +292,7 @@ func TestDiskWithoutFolder(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			found := false
-			for _, c := range health.New(test.cfg, nil).Checks {
+			for _, c := range health.New(test.cfg, nil, nil).Checks {
 				if !c.Offline {
 					continue
 				}

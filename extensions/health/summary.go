@@ -31,7 +31,7 @@ type summaryJSON struct {
 	*detailJSON
 }
 
-// detailJSON is for superusers.
+// detailJSON is for admins.
 type detailJSON struct {
 	UptimeSeconds int64              `json:"uptimeSeconds"`
 	Memory        memoryJSON         `json:"memory"`
@@ -65,7 +65,7 @@ func (s *service) summary(e *core.RequestEvent) error {
 	if slices.Contains(failing, checkDatabase) {
 		out.Database = databaseFails
 	}
-	if e.HasSuperuserAuth() {
+	if e.Auth != nil && s.may(e, "viewer") == nil {
 		out.detailJSON = s.detail(results)
 	}
 	return api.Write(e, http.StatusOK, out)

@@ -607,6 +607,22 @@ func TestPurge(t *testing.T) {
 	}
 }
 
+// Long answers of one caller must not slow down the searches of all: see schema.
+func TestAnswersAreNotInTheIndex(t *testing.T) {
+	f := start(t, setup{})
+	var without bool
+	if err := f.ConcurrentDB().NewQuery("SELECT wr FROM pragma_table_list WHERE name = 'idempotency_keys'").Row(&without); err != nil || without {
+		t.Errorf("without rowid: %v (%v)", without, err)
+	}
+	var plan struct {
+		Detail string `db:"detail"`
+	}
+	if err := f.ConcurrentDB().NewQuery("EXPLAIN QUERY PLAN SELECT " + columns + " FROM idempotency_keys WHERE id = x'00' AND expires_at > 1").One(&plan); err != nil ||
+		!strings.Contains(plan.Detail, "(id=?)") {
+		t.Errorf("%s (%v)", plan.Detail, err)
+	}
+}
+
 func TestConfig(t *testing.T) {
 	good := Config{Retention: 24 * time.Hour, MaxKeys: 10000, Lease: time.Minute}
 	if err := good.Validate(); err != nil {

@@ -15,12 +15,13 @@ import (
 // Table is written by every request with a key and read by no rule: the store may leave it out of its version.
 const Table = "idempotency_keys"
 
-// schema puts what every search reads first and the answer last. A row with the status 0 is an operation that has begun:
-// owner has it until lease_until.
+// schema puts what every search reads first and the answer last. The table has rowids: in one without, the answers would
+// stand in the index, and SQLite reads a long row as a whole to compare its key (with 400 answers of 256 KiB a search
+// took 5.9 ms instead of 0.02). A row with the status 0 is an operation that has begun: owner has it until lease_until.
 func schema() []string {
 	return []string{
 		`CREATE TABLE idempotency_keys (
-			id BLOB PRIMARY KEY NOT NULL,
+			id BLOB NOT NULL UNIQUE,
 			caller BLOB NOT NULL,
 			fingerprint BLOB NOT NULL,
 			expires_at INTEGER NOT NULL,
@@ -35,7 +36,7 @@ func schema() []string {
 			reference TEXT NOT NULL DEFAULT '',
 			points TEXT NOT NULL DEFAULT '',
 			body BLOB
-		) WITHOUT ROWID`,
+		)`,
 		`CREATE INDEX idempotency_keys_caller ON idempotency_keys (caller, expires_at)`,
 		`CREATE INDEX idempotency_keys_expires ON idempotency_keys (expires_at)`,
 		`CREATE INDEX idempotency_keys_unfinished ON idempotency_keys (lease_until) WHERE status = 0`,

@@ -19,6 +19,11 @@ import (
 	"github.com/satchelbase/satchel/extensions/sessions"
 )
 
+// role is the lowest that may act for users.
+const role = "support"
+
+const privileged = "admins cannot be impersonated"
+
 // maxReason bounds the reason, in bytes.
 const maxReason = 500
 
@@ -28,31 +33,40 @@ var ErrForbidden = &extensions.Code{Name: "impersonation.forbidden", Status: htt
 // priority is where credentials have been judged and before anything acts on the request.
 const priority = apis.DefaultLoadAuthTokenMiddlewarePriority + 2
 
+// stockRoute is PocketBase's own impersonation, which the dashboard offers to superusers.
+const stockRoute = "POST /api/collections/{collection}/impersonate/{id}"
+
+// Deps is what the feature is lent. All members are needed.
+type Deps struct {
+	// May is nil if whoever makes the request has the role, or else the problem to answer.
+	May func(e *core.RequestEvent, role string) error
+
+	// Privileged tells the accounts of those who run the app, in whose name nobody acts.
+	Privileged func(account *core.Record) bool
+}
+
 // New returns the extension.
-func New(s *sessions.Sessions) extensions.Extension {
+func New(s *sessions.Sessions, deps Deps) extensions.Extension {
 	return extensions.Extension{
 		Name:  "impersonation",
 		Group: "auth",
 		Codes: []*extensions.Code{ErrForbidden},
 		Bind: func(h *extensions.Host) error {
-			bind(h.App)
+			bind(h.App, deps.Privileged)
 			return nil
 		},
 		Middlewares: []*hook.Handler[*core.RequestEvent]{{Id: "satchelImpersonation", Priority: priority, Func: restrict}},
 		Routes: func(g *router.RouterGroup[*core.RequestEvent]) {
-			g.POST("/impersonate", func(e *core.RequestEvent) error { return begin(e, s) })
+			g.POST("/impersonate", func(e *core.RequestEvent) error { return begin(e, s, deps) })
 		},
 	}
 }
 
 // begin lets an admin act for a user, for a reason that the audit keeps.
-func begin(e *core.RequestEvent, s *sessions.Sessions) error {
+func begin(e *core.RequestEvent, s *sessions.Sessions, deps Deps) error {
 	e.Response.Header().Set("Cache-Control", "no-store")
-	switch {
-	case e.Auth == nil:
-		return api.ErrUnauthorized
-	case !e.HasSuperuserAuth():
-		return api.ErrForbidden
+	if err := deps.May(e, role); err != nil {
+		return err
 	}
 	var body struct {
 		Collection string `json:"collection,omitempty"`
@@ -71,8 +85,8 @@ func begin(e *core.RequestEvent, s *sessions.Sessions) error {
 	if err != nil || !record.Collection().IsAuth() {
 		return api.ErrNotFound
 	}
-	if record.IsSuperuser() {
-		return api.Fail(ErrForbidden, "admins cannot be impersonated")
+	if deps.Privileged(record) {
+		return api.Fail(ErrForbidden, privileged)
 	}
 	grant, err := s.Act(e, record, sessions.Acting{Life: sessions.ActLife, Reason: reason, ReadOnly: body.ReadOnly})
 	if err != nil {
@@ -81,8 +95,14 @@ func begin(e *core.RequestEvent, s *sessions.Sessions) error {
 	return api.Write(e, http.StatusOK, grant)
 }
 
-// bind keeps an admin who acts for a user away from the user's credentials.
-func bind(app core.App) {
+// bind keeps an admin who acts for a user away from the user's credentials, and everybody from acting for an admin.
+func bind(app core.App, isPrivileged func(account *core.Record) bool) {
+	app.OnRecordAuthRequest().BindFunc(func(e *core.RecordAuthRequestEvent) error {
+		if e.Request.Pattern == stockRoute && isPrivileged(e.Record) {
+			return api.Fail(ErrForbidden, privileged)
+		}
+		return e.Next()
+	})
 	app.OnRecordUpdateRequest().BindFunc(func(e *core.RecordRequestEvent) error {
 		if c := sessions.Current(e.RequestEvent); c != nil && c.Actor != nil && e.Record.Collection().IsAuth() && credentialsChange(e.Record) {
 			return api.Fail(ErrForbidden, "")

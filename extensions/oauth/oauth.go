@@ -23,7 +23,7 @@ import (
 )
 
 // Callers admits a server that asks about tokens.
-type Callers func(r *http.Request, app core.App) error
+type Callers func(e *core.RequestEvent) error
 
 // routes answers with what the sessions know.
 type routes struct {
@@ -135,7 +135,7 @@ func (r *routes) introspect(e *core.RequestEvent) error {
 		if r.callers == nil {
 			return api.ErrForbidden
 		}
-		if err := r.callers(e.Request, e.App); err != nil {
+		if err := r.callers(e); err != nil {
 			return err
 		}
 	}

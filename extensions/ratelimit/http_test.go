@@ -429,7 +429,7 @@ func TestByAddress(t *testing.T) {
 		e.Request = &http.Request{RemoteAddr: c.remote}
 		var got []string
 		for _, charge := range byAddress(nil, e, gcra.Policy{Name: "ip", Limit: 600, Window: time.Minute}, 1) {
-			got = append(got, fmt.Sprintf("%s %x", charge.policy.Name, charge.key))
+			got = append(got, fmt.Sprintf("%s %x", charge.Policy.Name, charge.Key))
 		}
 		if !slices.Equal(got, c.want) {
 			t.Errorf("%s: %q, want %q", c.remote, got, c.want)

@@ -73,7 +73,9 @@ func build(t testing.TB, cfg sessions.Config, cache authcache.Config, more ...ex
 	}}
 	f.App = apptest.Open(t, db.Connect, append(more, api.New(settings.Defaults[api.Config]()), store.New(db), audit.New(audit.Config{}, log, nil),
 		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, f.sessions.Verify)), f.sessions.Extension(),
-		oauth.New(f.sessions, callers), impersonation.New(f.sessions), sensitive)...)
+		oauth.New(f.sessions, callers), impersonation.New(f.sessions, impersonation.Deps{
+			May: superusersOnly, Privileged: func(account *core.Record) bool { return account.IsSuperuser() },
+		}), sensitive)...)
 	c := core.NewBaseCollection("notes")
 	c.Fields.Add(&core.TextField{Name: "title"}, &core.TextField{Name: "owner"}, &core.FileField{Name: "file", Protected: true, MaxSelect: 1})
 	rule := "@request.auth.id != '' && owner = @request.auth.id"
@@ -84,9 +86,17 @@ func build(t testing.TB, cfg sessions.Config, cache authcache.Config, more ...ex
 	return f
 }
 
+// superusersOnly gives superusers every role, and others none.
+func superusersOnly(e *core.RequestEvent, _ string) error {
+	if !e.HasSuperuserAuth() {
+		return api.ErrForbidden
+	}
+	return nil
+}
+
 // callers admits the resource server of the tests.
-func callers(r *http.Request, _ core.App) error {
-	if _, password, ok := r.BasicAuth(); !ok || password != "resource-server" {
+func callers(e *core.RequestEvent) error {
+	if _, password, ok := e.Request.BasicAuth(); !ok || password != "resource-server" {
 		return api.ErrUnauthorized
 	}
 	return nil

@@ -111,7 +111,7 @@ func (s *Sessions) Extension() extensions.Extension {
 		},
 		Tables: []string{login.Table, login.Ended, signing.Table},
 		Migrations: []extensions.Migration{
-			extensions.Tables(1795350000, "create", slices.Concat(login.Schema(), signing.Schema()), login.Table, login.Ended, signing.Table),
+			extensions.Tables(1795350000, "create", slices.Concat(login.Schema(), signing.Schema()), login.Table, login.Ended, signing.Table), login.IndexActors(1795460010),
 		},
 		Bind: s.bind,
 		Middlewares: []*hook.Handler[*core.RequestEvent]{

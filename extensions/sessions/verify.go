@@ -136,7 +136,7 @@ func verified(record *core.Record, c *Credential, l *login.Login) authcache.Veri
 			e.Set(sessionIDKey, session)
 		}
 		if c.Actor != nil {
-			e.Set(audit.ActorKey, audit.Party{Kind: audit.Superuser, Collection: core.CollectionNameSuperusers, ID: c.Actor.Subject})
+			e.Set(audit.ActorKey, party(e.App, &login.Login{Collection: c.Actor.Collection, Record: c.Actor.Subject}))
 		}
 	}
 	return v

@@ -65,6 +65,7 @@ type manifestContents struct {
 type archive struct {
 	app      core.App
 	zip      *zip.Writer
+	now      time.Time
 	storage  *filesystem.System
 	progress func(done int64)
 	done     int64
@@ -95,7 +96,7 @@ func Write(ctx context.Context, w io.Writer, from Source, progress func(done int
 	}
 	defer func() { _ = storage.Close() }()
 	storage.SetContext(ctx)
-	x := &archive{app: from.App, zip: zip.NewWriter(w), storage: storage, progress: progress}
+	x := &archive{app: from.App, zip: zip.NewWriter(w), now: from.Now, storage: storage, progress: progress}
 	if err := x.text("README.txt", []byte(readme)); err != nil {
 		return err
 	}
@@ -118,7 +119,7 @@ func Write(ctx context.Context, w io.Writer, from Source, progress func(done int
 	}
 	for _, s := range from.Sections {
 		m.Sections = append(m.Sections, s.Name)
-		out, err := x.zip.Create(s.Name + ".json")
+		out, err := x.create(s.Name+".json", zip.Deflate)
 		if err != nil {
 			return err
 		}
@@ -136,8 +137,17 @@ func Write(ctx context.Context, w io.Writer, from Source, progress func(done int
 	return x.zip.Close()
 }
 
+// create begins an entry, and ends the one before it.
+func (x *archive) create(name string, method uint16) (io.Writer, error) {
+	out, err := x.zip.CreateHeader(&zip.FileHeader{Name: name, Method: method, Modified: x.now})
+	if err != nil {
+		return nil, fmt.Errorf("begin %s in the archive: %w", name, err)
+	}
+	return out, nil
+}
+
 func (x *archive) text(name string, content []byte) error {
-	out, err := x.zip.Create(name)
+	out, err := x.create(name, zip.Deflate)
 	if err != nil {
 		return err
 	}
@@ -160,7 +170,7 @@ func (x *archive) account(account *core.Record) error {
 // set writes the records of a collection and then their files: an archive has one entry open at a time.
 func (x *archive) set(ctx context.Context, s *ownership.Set, account string) (manifestContents, error) {
 	m := manifestContents{Collection: s.Collection.Name, Fields: fieldTypes(s.Collection, s.Hidden)}
-	entry, err := x.zip.Create("data/" + s.Collection.Name + ".json")
+	entry, err := x.create("data/"+s.Collection.Name+".json", zip.Deflate)
 	if err != nil {
 		return m, err
 	}
@@ -266,7 +276,7 @@ func (x *archive) copy(record *core.Record, name string) (found bool, err error)
 	}
 	defer func() { _ = in.Close() }()
 	// Most uploads are compressed already.
-	out, err := x.zip.CreateHeader(&zip.FileHeader{Name: path.Join("files", record.Collection().Name, record.Id, name), Method: zip.Store})
+	out, err := x.create(path.Join("files", record.Collection().Name, record.Id, name), zip.Store)
 	if err != nil {
 		return false, err
 	}
