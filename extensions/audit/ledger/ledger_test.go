@@ -93,7 +93,7 @@ func TestExpire(t *testing.T) {
 // Retention passes by while somebody verifies.
 func TestVerifyWhileExpiring(t *testing.T) {
 	app, l, _ := open(t)
-	fill(t, l, app, 3000)
+	fill(t, l, app, 1200)
 	known := ledger.Link{ID: 1, MAC: make([]byte, 32)} // as if the floor had moved since the first read
 	if _, err := l.Expire(t.Context(), app, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
@@ -101,7 +101,7 @@ func TestVerifyWhileExpiring(t *testing.T) {
 	if r, err := l.Verify(t.Context(), app, &known); err != nil || !r.OK {
 		t.Fatalf("%+v, %v", r, err)
 	}
-	fill(t, l, app, 3000)
+	fill(t, l, app, 1200)
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		if _, err := l.Expire(context.Background(), app, time.Now().Add(time.Hour)); err != nil {

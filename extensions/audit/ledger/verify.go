@@ -3,6 +3,7 @@ package ledger
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -267,14 +268,8 @@ func (v *verifier) some(ctx context.Context, at Link, until int64) (Link, bool, 
 		return at, false, err
 	}
 	if len(chunk) == 0 || chunk[0].ID != at.ID+1 {
-		// Retention may have passed by since.
-		now, _, err := start(v.db)
-		if err != nil {
-			return at, false, err
-		}
-		if now.Floor > at.ID && now.authentic(v.keys.checkpoint) {
-			v.from, v.Removed = now, now.Removed
-			return Link{now.Floor, now.MAC}, true, nil
+		if to, moved, err := v.passed(at.ID); err != nil || moved {
+			return to, moved, err
 		}
 	}
 	for i := range chunk {
@@ -290,7 +285,20 @@ func (v *verifier) some(ctx context.Context, at Link, until int64) (Link, bool, 
 		for _, p := range []*party{&c.Actor, &c.Subject, &c.ActAs} {
 			p.Seal = v.seals[p.ID]
 		}
-		if sum := c.sum(v.keys.chain, at.MAC, v.buf); !bytes.Equal(sum, c.MAC) {
+		if !bytes.Equal(c.sum(v.keys.chain, at.MAC, v.buf), c.MAC) {
+			// Its parties were read after it, and retention may have deleted them, or given their numbers to others.
+			intact, err := v.again(ctx, at, c)
+			if err != nil {
+				return at, false, err
+			}
+			if intact {
+				at = Link{c.ID, c.MAC}
+				v.Entries++
+				continue
+			}
+			if to, moved, err := v.passed(c.ID - 1); err != nil || moved {
+				return to, moved, err
+			}
 			v.add(c.ID, ProblemChanged, "the entry is not what was sealed, or the one before it, or who it names (MAC %s)", hex.EncodeToString(c.MAC[:min(4, len(c.MAC))]))
 			return at, false, nil
 		}
@@ -302,6 +310,28 @@ func (v *verifier) some(ctx context.Context, at Link, until int64) (Link, bool, 
 		return at, false, nil
 	}
 	return at, true, nil
+}
+
+// passed returns the floor if retention has moved it behind an entry meanwhile.
+func (v *verifier) passed(id int64) (Link, bool, error) {
+	now, _, err := start(v.db)
+	if err != nil || now.Floor <= id || !now.authentic(v.keys.checkpoint) {
+		return Link{}, false, err
+	}
+	v.from, v.Removed = now, now.Removed
+	return Link{now.Floor, now.MAC}, true, nil
+}
+
+// again verifies an entry with the parties of the same moment.
+func (v *verifier) again(ctx context.Context, at Link, c *chained) (bool, error) {
+	clear(v.seals)
+	err := v.db.NewQuery(`SELECT a.seal, s.seal, n.seal FROM audit_chain c LEFT JOIN audit_parties a ON a.id = c.actor
+		LEFT JOIN audit_parties s ON s.id = c.subject LEFT JOIN audit_parties n ON n.id = c.act_as WHERE c.id = {:id} AND c.mac = {:mac}`).
+		Bind(dbx.Params{"id": c.ID, "mac": c.MAC}).WithContext(ctx).Row(&c.Actor.Seal, &c.Subject.Seal, &c.ActAs.Seal)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil && bytes.Equal(c.sum(v.keys.chain, at.MAC, v.buf), c.MAC), err
 }
 
 // read returns the entries after an id, and makes the commitments that they name known.
