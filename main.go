@@ -99,7 +99,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 			Passkeys: passkeys.Has, Upgraded: anonymous.Upgraded,
 		}),
 		ops.Extension(operations.Deps{
-			Role: admins.May, Staff: []string{admins.Collection}, Key: apikeys.Presented, Recent: sess.Recent, Attested: gate.Require, Audit: log.Note,
+			Role: admins.May, Staff: []string{admins.Collection}, Key: apikeys.Presented, Recent: sess.Recent, Attested: gate.Require, Audit: log.Append,
 		}),
 		groups.Extension(),
 		background.Extension(),

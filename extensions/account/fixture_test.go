@@ -68,7 +68,7 @@ func start(t testing.TB, change func(c *Config, d *Deps)) *fixture {
 	}
 	f.App = apptest.Open(t, db.Connect, api.New(conventions), store.New(db), audit.New(audit.Config{}, log, nil),
 		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, sess.Verify)), sess.Extension(),
-		deps.Runs.Extension(), a.Extension(), ops.Extension(operations.Deps{Recent: sess.Recent, Audit: log.Note}))
+		deps.Runs.Extension(), a.Extension(), ops.Extension(operations.Deps{Recent: sess.Recent, Audit: log.Append}))
 	f.schema(t)
 	f.ada, _ = f.User(t, "ada@example.test")
 	f.bob, _ = f.User(t, "bob@example.test")

@@ -74,7 +74,7 @@ func start(t testing.TB) *world {
 		health.New(settings.Defaults[health.Config](), func() []extensions.Extension { return nil }, admins.May), gates,
 		ops.Extension(operations.Deps{
 			Role: admins.May, Staff: []string{admins.Collection}, Key: apikeys.Presented, Recent: sess.Recent,
-			Attested: func(*core.RequestEvent) error { return nil }, Audit: log.Note,
+			Attested: func(*core.RequestEvent) error { return nil }, Audit: log.Append,
 		}),
 	)}
 	c, err := w.FindCollectionByNameOrId(admins.CollectionID)

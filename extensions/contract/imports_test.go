@@ -24,7 +24,7 @@ func friends() map[string][]string {
 		"records":       {"rows"},
 		"impersonation": {"sessions"},
 		"oauth":         {"sessions"},
-		"operations":    {"idempotency"},
+		"operations":    {"audit", "idempotency"},
 		"sessions":      {"audit", "authcache"},
 	}
 }

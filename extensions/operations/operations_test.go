@@ -132,7 +132,7 @@ func start(t testing.TB) *apptest.App {
 			id := e.Request.Header.Get("X-Key")
 			return id, func(scope string) bool { return id == scope }
 		},
-		Recent: refuse("X-Recent", api.ErrForbidden), Attested: refuse("X-Attested", api.ErrUnauthorized), Audit: log().Note,
+		Recent: refuse("X-Recent", api.ErrForbidden), Attested: refuse("X-Attested", api.ErrUnauthorized), Audit: log().Append,
 	}))
 }
 
@@ -350,7 +350,7 @@ func TestDescriptions(t *testing.T) {
 
 func TestCallFromGo(t *testing.T) {
 	ops := set()
-	app := apptest.New(t, api.New(settings.Defaults[api.Config]()), audit.New(audit.Config{}, log(), nil), collection(), ops.Extension(operations.Deps{Audit: log().Note}))
+	app := apptest.New(t, api.New(settings.Defaults[api.Config]()), audit.New(audit.Config{}, log(), nil), collection(), ops.Extension(operations.Deps{Audit: log().Append}))
 	user, _ := app.User(t, "ann@example.test")
 	ctx := context.Background()
 	for _, c := range []struct {
@@ -383,7 +383,7 @@ func TestCallFromGo(t *testing.T) {
 		t.Errorf("%v, %d", err, committed)
 	}
 	items(t, app, 2)
-	want := `probe.order success system items {"account":"` + user.Id + `","after":"tea","item":"tea"}` + "\n" +
+	want := `probe.order success system items {"after":"tea","item":"tea"}` + "\n" +
 		`probe.ruledOne success system items {"after":"tea","item":"tea"}`
 	if got := entries(t, app); got != want {
 		t.Errorf("audit:\n%s", got)

@@ -8,13 +8,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/api"
-)
-
-// Outcomes in the audit.
-const (
-	success = "success"
-	failure = "failure"
-	denied  = "denied"
+	"github.com/satchelbase/satchel/extensions/audit"
 )
 
 // watch writes the entry of a call that failed or was refused, once everything that it did is rolled back. Guests are not
@@ -45,9 +39,9 @@ func (o *Operations) outcome(e *core.RequestEvent, i *invocation, err error) str
 	case e.Auth == nil && key == "", status == http.StatusUnauthorized, status == http.StatusTooManyRequests, errors.Is(err, api.ErrValidation):
 		return ""
 	case status == http.StatusForbidden:
-		return denied
+		return audit.Denied
 	case i.begun:
-		return failure
+		return audit.Failure
 	}
 	return ""
 }
@@ -59,10 +53,18 @@ func (o *Operations) record(app core.App, i *invocation, outcome string, cause e
 	if cause != nil {
 		c.Detail("error", api.CodeOf(cause))
 	}
-	if c.Event == nil && c.Auth != nil {
-		c.Detail("account", c.Auth.Id)
+	var entry audit.Entry
+	switch {
+	case c.Event != nil:
+		entry = audit.From(c.Event)
+	case c.Auth != nil: // a hook calls in the name of an account
+		entry.ActAs = audit.PartyOf(c.Auth)
 	}
-	if err := o.deps.Audit(app, c.Event, i.operation.Name, outcome, c.subject, c.details); err != nil {
+	entry.Action, entry.Outcome, entry.Details = i.operation.Name, outcome, c.details
+	if c.subject != nil {
+		entry.Subject = audit.PartyOf(c.subject)
+	}
+	if err := o.deps.Audit(app, entry); err != nil {
 		return fmt.Errorf("record call of %s: %w", i.operation.Name, err)
 	}
 	return nil

@@ -17,6 +17,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/internal/gcra"
 )
@@ -50,8 +51,8 @@ type Deps struct {
 	// Recent refuses a user who has not shown a credential lately, Attested an app that is not attested.
 	Recent, Attested func(e *core.RequestEvent) error
 
-	// Audit writes an entry into the transaction; e is nil when the app itself calls.
-	Audit func(tx core.App, e *core.RequestEvent, action, outcome string, subject *core.Record, details map[string]any) error
+	// Audit writes an entry into the transaction.
+	Audit func(tx core.App, e audit.Entry) error
 }
 
 // Operations is the set that a program has. It is safe for concurrent use.
@@ -293,7 +294,7 @@ func (o *Operations) take(e *core.RequestEvent, i *invocation) error {
 		return err
 	}
 	return steps.Finish(func(tx core.App) error {
-		if err := o.record(tx, i, success, nil); err != nil {
+		if err := o.record(tx, i, audit.Success, nil); err != nil {
 			return err
 		}
 		return api.Write(e, http.StatusOK, out)
@@ -328,7 +329,7 @@ func (o *Operations) do(app core.App, i *invocation) (any, error) {
 	if err != nil || i.operation.Method == http.MethodGet && len(i.operation.audit) == 0 {
 		return out, err
 	}
-	return out, o.record(app, i, success, nil)
+	return out, o.record(app, i, audit.Success, nil)
 }
 
 // judge applies the rule of the operation to the caller.

@@ -81,7 +81,7 @@ func startKeyed(t testing.TB, list ...operations.Operation) *apptest.App {
 	ops.Add(list)
 	l := log()
 	return apptest.New(t, api.New(settings.Defaults[api.Config]()), audit.New(audit.Config{}, l, nil), collection(),
-		ops.Extension(operations.Deps{Audit: l.Note}),
+		ops.Extension(operations.Deps{Audit: l.Append}),
 		idempotency.New(settings.Defaults[idempotency.Config](), idempotency.Deps{Route: ops.Policy, Before: ops.Prepare}))
 }
 

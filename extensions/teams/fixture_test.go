@@ -62,7 +62,7 @@ func open(t testing.TB, change func(cfg *Config, deps *Deps)) *world {
 	w.App = apptest.New(t, api.New(settings.Defaults[api.Config]()), audit.New(audit.Config{}, log, nil), w.Extension(), w.ops.Extension(operations.Deps{
 		Key:    func(*core.RequestEvent) (string, func(string) bool) { return "", nil },
 		Role:   func(*core.RequestEvent, string) error { return api.ErrForbidden },
-		Recent: pass, Attested: pass, Audit: log.Note, Staff: []string{core.CollectionNameSuperusers},
+		Recent: pass, Attested: pass, Audit: log.Append, Staff: []string{core.CollectionNameSuperusers},
 	}))
 	w.OnMailerSend().BindFunc(func(e *core.MailerEvent) error {
 		w.mailbox.Lock()
