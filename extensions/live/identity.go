@@ -1,0 +1,346 @@
+package live
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/live/frame"
+)
+
+const (
+	// sessionKey is where sessions leave the id of the request's.
+	sessionKey = "satchelSession"
+
+	// tendEvery is how often connections are compared with the sessions that have ended and the accounts that have changed.
+	tendEvery = 200 * time.Millisecond
+
+	// stockGrace is how long a connection of the stock contract outlives its token: its client cannot renew it but by
+	// subscribing anew, which it does when it has refreshed the token.
+	stockGrace = time.Minute
+
+	verifyTimeout = 10 * time.Second
+)
+
+// errRefused: the credential is not good.
+var errRefused = errors.New("the credential is not accepted")
+
+// probe is a request that only asks who somebody is.
+type probe struct {
+	who  identity
+	done bool
+}
+
+type probeKey struct{}
+
+func probeOf(ctx context.Context) *probe {
+	p, _ := ctx.Value(probeKey{}).(*probe)
+	return p
+}
+
+// verify finds out whom a token stands for, by a request to the program itself: whatever the Authorization header takes
+// is taken here, under the same limits. like is the request that opened the connection. Any error but errRefused means
+// that it is not known.
+func (h *Hub) verify(like *http.Request, token string) (*identity, error) {
+	if token == "" {
+		return &identity{}, nil
+	}
+	p := &probe{}
+	ctx, cancel := context.WithTimeout(context.WithValue(context.WithoutCancel(like.Context()), probeKey{}, p), verifyTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, route, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.RemoteAddr, req.Host, req.TLS = like.RemoteAddr, like.Host, like.TLS
+	for _, name := range []string{"User-Agent", "X-App-Version", "X-Platform"} {
+		if value := like.Header.Get(name); value != "" {
+			req.Header.Set(name, value)
+		}
+	}
+	req.Header.Set("Authorization", token)
+	answer := &answer{header: http.Header{}}
+	h.router.ServeHTTP(answer, req)
+	switch {
+	case p.done && p.who.auth != nil:
+		who := p.who
+		who.token, who.expires = token, expiryOf(token)
+		return &who, nil
+	case p.done, answer.status == http.StatusUnauthorized, answer.status == http.StatusForbidden:
+		return nil, errRefused
+	}
+	return nil, errors.New("the credential cannot be verified now: " + http.StatusText(answer.status))
+}
+
+// answer is where the router writes what nobody reads.
+type answer struct {
+	header http.Header
+	status int
+}
+
+func (a *answer) Header() http.Header { return a.header }
+
+func (a *answer) WriteHeader(status int) {
+	if a.status == 0 {
+		a.status = status
+	}
+}
+
+func (a *answer) Write(b []byte) (int, error) {
+	a.WriteHeader(http.StatusOK)
+	return len(b), nil
+}
+
+// identify answers a probe.
+func identify(e *core.RequestEvent, p *probe) error {
+	p.who.auth, p.done = e.Auth, true
+	p.who.session, _ = e.Get(sessionKey).(string)
+	return e.NoContent(http.StatusNoContent)
+}
+
+// expiryOf reads the claim exp of a token that was verified; the zero time is none, as of an API key.
+func expiryOf(token string) time.Time {
+	claims := jwt.RegisteredClaims{}
+	if _, _, err := jwt.NewParser().ParseUnverified(bearer(token), &claims); err != nil || claims.ExpiresAt == nil {
+		return time.Time{}
+	}
+	return claims.ExpiresAt.Time
+}
+
+// bearer is the token in an Authorization header, which may lack the scheme.
+func bearer(header string) string {
+	if len(header) > 7 && strings.EqualFold(header[:7], "Bearer ") {
+		return header[7:]
+	}
+	return header
+}
+
+func accountOf(record *core.Record) string { return record.Collection().Id + "/" + record.Id }
+
+// key is what the limit of connections counts by.
+func (c *conn) key(who *identity) string {
+	if who == nil { // has not said yet
+		return "new " + c.address
+	}
+	if who.auth == nil {
+		return "guest " + c.address
+	}
+	return accountOf(who.auth)
+}
+
+// errTooMany: the account, the address or the server has as many connections as it may have.
+var errTooMany = errors.New("too many connections")
+
+// become makes a connection act for somebody, within the limits.
+func (h *Hub) become(c *conn, who *identity) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, known := h.conns[c]; !known {
+		return errTooMany
+	}
+	limit := h.cfg.UserConnections
+	if who.auth == nil {
+		limit = h.cfg.GuestConnections
+	}
+	key, old := c.key(who), c.key(c.who.Load())
+	if key != old {
+		if len(h.users[key]) >= limit {
+			return errTooMany
+		}
+		h.forget(c, old)
+		h.remember(c, key)
+	}
+	c.who.Store(who)
+	return nil
+}
+
+// remember counts a connection for a key. The lock is held.
+func (h *Hub) remember(c *conn, key string) {
+	if h.users[key] == nil {
+		h.users[key] = map[*conn]struct{}{}
+	}
+	h.users[key][c] = struct{}{}
+}
+
+// forget takes a connection out of the count of a key. The lock is held.
+func (h *Hub) forget(c *conn, key string) {
+	if same := h.users[key]; same != nil {
+		delete(same, c)
+		if len(same) == 0 {
+			delete(h.users, key)
+		}
+	}
+}
+
+// enter registers a connection, if there is room.
+func (h *Hub) enter(c *conn) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	key := c.key(nil)
+	if h.draining || len(h.conns) >= h.cfg.Connections || len(h.users[key]) >= max(h.cfg.GuestConnections, 1) {
+		return false
+	}
+	h.remember(c, key)
+	h.conns[c] = struct{}{}
+	h.connected.Add(1)
+	return true
+}
+
+func (h *Hub) exit(c *conn) {
+	c.leaveAll()
+	h.rooms.leaveAll(c)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.conns, c)
+	h.forget(c, c.key(c.who.Load()))
+	h.connected.Done()
+}
+
+// accounts collects which accounts may have changed. Hooks add to it, and must not wait.
+type accounts struct {
+	mu          sync.Mutex
+	ids         map[string]struct{}
+	collections []string
+}
+
+func (a *accounts) record(r *core.Record) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.ids == nil {
+		a.ids = map[string]struct{}{}
+	}
+	a.ids[accountOf(r)] = struct{}{}
+}
+
+func (a *accounts) collection(id string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !slices.Contains(a.collections, id) {
+		a.collections = append(a.collections, id)
+	}
+}
+
+func (a *accounts) take() (ids map[string]struct{}, collections []string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	ids, collections = a.ids, a.collections
+	a.ids, a.collections = nil, nil
+	return ids, collections
+}
+
+// tend drops connections whose credential has ended, until ctx ends.
+func (h *Hub) tend(ctx context.Context) {
+	ticker := time.NewTicker(tendEvery)
+	defer ticker.Stop()
+	var seen uint64
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-ticker.C:
+			if h.deps.Ended != nil {
+				if version := h.deps.Version(); version != seen {
+					seen = version
+					h.dropEnded()
+				}
+			}
+			h.dropExpired(now)
+			if ids, collections := h.touched.take(); len(ids)+len(collections) > 0 {
+				h.lookAgain(ids, collections)
+			}
+		}
+	}
+}
+
+// dropEnded closes the connections of sessions that have ended: one query for all.
+func (h *Hub) dropEnded() {
+	bySession := map[string][]*conn{}
+	for _, c := range h.all() {
+		if who := c.who.Load(); who != nil && who.session != "" {
+			bySession[who.session] = append(bySession[who.session], c)
+		}
+	}
+	if len(bySession) == 0 {
+		return
+	}
+	ids := make([]string, 0, len(bySession))
+	for id := range bySession {
+		ids = append(ids, id)
+	}
+	ended, err := h.deps.Ended(ids)
+	if err != nil {
+		h.log.Warn("ended sessions cannot be read", "error", err)
+		return
+	}
+	for _, id := range ended {
+		for _, c := range bySession[id] {
+			c.close(frame.CloseAuth, "the session has ended")
+		}
+	}
+}
+
+func (h *Hub) dropExpired(now time.Time) {
+	for _, c := range h.all() {
+		who := c.who.Load()
+		if who == nil || who.expires.IsZero() {
+			continue
+		}
+		end := who.expires
+		if c.stock {
+			end = end.Add(stockGrace)
+		}
+		if now.After(end) {
+			c.close(frame.CloseAuth, "the token has expired")
+		}
+	}
+}
+
+// lookAgain verifies the credentials of those whose account has changed: the password, the address, a role, or all of it.
+func (h *Hub) lookAgain(ids map[string]struct{}, collections []string) {
+	for _, c := range h.all() {
+		who := c.who.Load()
+		if who == nil || who.auth == nil {
+			continue
+		}
+		if _, touched := ids[accountOf(who.auth)]; !touched && !slices.Contains(collections, who.auth.Collection().Id) {
+			continue
+		}
+		if c.checking.Swap(true) {
+			h.touched.record(who.auth) // one is under way, which may have looked too early
+			continue
+		}
+		go h.recheckCredential(c, who)
+	}
+}
+
+func (h *Hub) recheckCredential(c *conn, who *identity) {
+	defer c.checking.Store(false)
+	now, err := h.verify(c.opened, who.token)
+	switch {
+	case errors.Is(err, errRefused):
+		c.close(frame.CloseAuth, "the credential has ended")
+	case err != nil:
+		pause(context.Background(), tendEvery)
+		h.touched.record(who.auth)
+	case c.who.CompareAndSwap(who, now):
+		if !sameForRules(who.auth, now.auth) {
+			c.suspend(nil, true)
+		}
+	}
+}
+
+// sameForRules reports whether the account reads the same in every rule.
+func sameForRules(a, b *core.Record) bool {
+	x, errX := json.Marshal(a.FieldsData())
+	y, errY := json.Marshal(b.FieldsData())
+	return errX == nil && errY == nil && bytes.Equal(x, y)
+}
