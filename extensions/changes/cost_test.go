@@ -1,6 +1,6 @@
 //go:build unix
 
-package changes_test
+package changes
 
 import (
 	"bytes"
