@@ -40,6 +40,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/changes/capture"
+	"github.com/satchelbase/satchel/extensions/changes/dependency"
 )
 
 // Config is read from SATCHEL_CHANGES_*.
@@ -82,25 +84,27 @@ type Store interface {
 }
 
 // Action is what happened.
-type Action uint8
+type Action = capture.Action
 
 // The actions. The last three concern a whole collection and have no record.
 const (
-	Create Action = iota + 1
-	Update
-	Delete
-	Schema // the collection's definition, which includes its rules
-	Reset  // capture began: anything may have changed before
-	Gone   // the collection was deleted, or is no longer captured
+	Create = capture.Create
+	Update = capture.Update
+	Delete = capture.Delete
+	Schema = capture.Schema // the collection's definition, which includes its rules
+	Reset  = capture.Reset  // capture began: anything may have changed before
+	Gone   = capture.Gone   // the collection was deleted, or is no longer captured
 )
 
-// String is the word for it.
-func (a Action) String() string {
-	words := []string{"", "create", "update", "delete", "schema", "reset", "gone"}
-	if int(a) >= len(words) {
-		return "unknown"
-	}
-	return words[a]
+// Collection is a collection that is, or was, captured.
+type Collection = capture.Collection
+
+// Dependencies are what the answer of a rule depends on.
+type Dependencies = dependency.Set
+
+// RuleDependencies finds out what a rule of the collection reads for a caller, nil being a guest.
+func RuleDependencies(app core.App, collection *core.Collection, rule string, auth *core.Record) (Dependencies, error) {
+	return dependency.Of(app, collection, rule, auth)
 }
 
 // Change is one entry of the log. Seq is also the version of the record that the write made.
@@ -124,7 +128,7 @@ func (p Position) String() string { return p.Epoch + "." + strconv.FormatInt(p.S
 func ParsePosition(text string) (Position, bool) {
 	epoch, number, found := strings.Cut(text, ".")
 	seq, err := strconv.ParseInt(number, 36, 64)
-	if !found || err != nil || seq < 0 || len(epoch) != epochLength {
+	if !found || err != nil || seq < 0 || len(epoch) != capture.EpochLength {
 		return Position{}, false
 	}
 	p := Position{epoch, seq}
@@ -198,9 +202,7 @@ func New(cfg Config, s Store) *Log {
 }
 
 // Tables are the tables that only this package and its triggers write to. They must be quiet in the store's options.
-func Tables() []string {
-	return []string{"changes_log", "changes_state", "changes_collections", "changes_heads", "changes_marks", "changes_readers"}
-}
+func Tables() []string { return capture.Tables() }
 
 // Extension makes the log a feature.
 func (l *Log) Extension() extensions.Extension {
@@ -208,7 +210,7 @@ func (l *Log) Extension() extensions.Extension {
 		Name:       "changes",
 		Settings:   l.cfg,
 		Tables:     Tables(),
-		Migrations: []extensions.Migration{migration()},
+		Migrations: []extensions.Migration{capture.Migration()},
 		Bind:       l.bind,
 		Serve:      func(_ *extensions.Host, e *core.ServeEvent) error { return l.open(e.App) },
 		Start:      l.start,
@@ -221,7 +223,7 @@ func (l *Log) Extension() extensions.Extension {
 
 func (l *Log) bind(h *extensions.Host) error {
 	l.app, l.log = h.App, h.Logger
-	l.bindCollections(h.App)
+	capture.Bind(h.App, l.excluded)
 	l.bindBackups(h.App)
 	return nil
 }
@@ -232,7 +234,7 @@ func (l *Log) open(app core.App) error {
 	if err := l.examine(app); err != nil {
 		return fmt.Errorf("open change log: %w", err)
 	}
-	if err := l.capture(app); err != nil {
+	if err := capture.Sync(app, l.excluded); err != nil {
 		return fmt.Errorf("capture changes: %w", err)
 	}
 	return nil
@@ -273,10 +275,10 @@ func (l *Log) metrics() []extensions.Metric {
 		}
 	}
 	return []extensions.Metric{
-		{Name: "satchel_changes_recorded_total", Help: "Changes recorded in this database.", Counter: true, Read: number("SELECT " + horizonSQL)},
-		{Name: "satchel_changes_unfolded_count", Help: "Changes that the heads do not contain yet.", Read: number("SELECT " + horizonSQL + " - folded FROM changes_state")},
+		{Name: "satchel_changes_recorded_total", Help: "Changes recorded in this database.", Counter: true, Read: number("SELECT " + capture.HorizonSQL)},
+		{Name: "satchel_changes_unfolded_count", Help: "Changes that the heads do not contain yet.", Read: number("SELECT " + capture.HorizonSQL + " - folded FROM changes_state")},
 		{Name: "satchel_changes_reader_lag_count", Help: "Changes that the slowest durable reader has before it.", Read: number(
-			"SELECT coalesce(max(" + horizonSQL + " - seq), 0) FROM changes_readers")},
+			"SELECT coalesce(max(" + capture.HorizonSQL + " - seq), 0) FROM changes_readers")},
 	}
 }
 

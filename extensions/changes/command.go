@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/satchelbase/satchel/extensions/changes/capture"
 	"github.com/satchelbase/satchel/extensions/cli"
 )
 
@@ -35,7 +36,7 @@ func (l *Log) doctorCommand() *cobra.Command {
 	deep := c.Flags().Bool("deep", false, "compare every id, not only the numbers of records")
 	mend := c.Flags().Bool("mend", false, "begin anew what is not in order; devices read these collections again")
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
-		if !installed(l.app) {
+		if !capture.Installed(l.app) {
 			return cli.Fail(cli.ExitError, "there is no change log yet", "the database is not migrated", "satchel serve")
 		}
 		list, problems, err := l.captured(cmd.Context())
@@ -69,7 +70,7 @@ func (l *Log) doctorCommand() *cobra.Command {
 		case !*mend:
 			return cli.Fail(cli.ExitChecks, fmt.Sprintf("the doctor found %d problems", len(problems)), strings.Join(problems, "\n"), advice)
 		}
-		return l.mend(l.app, slices.Compact(wrong))
+		return capture.Mend(l.app, l.excluded, slices.Compact(wrong))
 	}
 	return c
 }

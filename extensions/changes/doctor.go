@@ -9,6 +9,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/changes/capture"
 )
 
 // examined is what the doctor found about one collection.
@@ -29,7 +30,7 @@ const advice = "satchel changes doctor --mend, which begins these collections an
 
 // check is the line of "satchel doctor". It looks at triggers only: to count records takes long.
 func (l *Log) check(ctx context.Context, _ *extensions.Host) extensions.Result {
-	if !installed(l.app) {
+	if !capture.Installed(l.app) {
 		return extensions.Result{Level: extensions.Skip, Message: "the database is not migrated yet", Next: "satchel serve"}
 	}
 	captured, problems, err := l.captured(ctx)
@@ -58,21 +59,21 @@ func (l *Log) captured(ctx context.Context) ([]*core.Collection, []string, error
 	if err != nil {
 		return nil, nil, err
 	}
-	stored, err := storedTriggers(db)
+	stored, err := capture.StoredTriggers(db)
 	if err != nil {
 		return nil, nil, err
 	}
 	for _, c := range all {
-		if !capturable(c) || l.excluded(c) {
+		if !capture.Capturable(c) || l.excluded(c) {
 			continue
 		}
-		k, ok, err := live(db, c.Id)
+		k, ok, err := capture.Live(db, c.Id)
 		if err != nil {
 			return nil, nil, err
 		}
 		wrong := "it is not captured"
 		if ok {
-			wrong = wrongTriggers(stored, k.C, c.Name)
+			wrong = capture.WrongTriggers(stored, k.C, c.Name)
 		}
 		if wrong != "" {
 			problems = append(problems, c.Name+": "+wrong)
@@ -97,7 +98,7 @@ func (l *Log) compare(ctx context.Context, c *core.Collection, deep bool) (exami
 	for attempt := 0; ; attempt++ {
 		busy := false
 		err := db.TransactionalContext(ctx, nil, func(tx *dbx.Tx) error { // one snapshot
-			s, err := readState(ctx, tx)
+			s, err := capture.ReadState(ctx, tx)
 			if err != nil || s.Folded < s.Horizon {
 				busy = err == nil
 				return err
@@ -123,7 +124,7 @@ func (l *Log) compare(ctx context.Context, c *core.Collection, deep bool) (exami
 func (e *examined) count(ctx context.Context, tx *dbx.Tx, k Collection, deep bool) error {
 	params := dbx.Params{"c": k.C}
 	number := func(query string, into *int) error { return tx.NewQuery(query).Bind(params).WithContext(ctx).Row(into) }
-	if err := number("SELECT count(*) FROM "+quote(k.Name), &e.Records); err != nil {
+	if err := number("SELECT count(*) FROM "+capture.Quote(k.Name), &e.Records); err != nil {
 		return err
 	}
 	if err := number("SELECT count(*) FROM changes_heads WHERE c = {:c} AND del = 0", &e.Heads); err != nil {
@@ -139,8 +140,8 @@ func (e *examined) count(ctx context.Context, tx *dbx.Tx, k Collection, deep boo
 		return nil
 	}
 	for _, q := range []struct{ text, query string }{
-		{"records without a head", "SELECT id FROM " + quote(k.Name) + " EXCEPT SELECT rec FROM changes_heads WHERE c = {:c} AND del = 0"},
-		{"heads without a record", "SELECT rec FROM changes_heads WHERE c = {:c} AND del = 0 EXCEPT SELECT id FROM " + quote(k.Name)},
+		{"records without a head", "SELECT id FROM " + capture.Quote(k.Name) + " EXCEPT SELECT rec FROM changes_heads WHERE c = {:c} AND del = 0"},
+		{"heads without a record", "SELECT rec FROM changes_heads WHERE c = {:c} AND del = 0 EXCEPT SELECT id FROM " + capture.Quote(k.Name)},
 	} {
 		var n int
 		if err := number("SELECT count(*) FROM ("+q.query+")", &n); err != nil {
@@ -172,7 +173,7 @@ func (l *Log) explain(c *core.Collection, e *examined) error {
 		return err
 	}
 	for _, a := range all {
-		if capturable(a) {
+		if capture.Capturable(a) {
 			auth = core.NewRecord(a)
 			auth.Id = core.GenerateDefaultRandomId()
 			break
@@ -195,7 +196,7 @@ func (l *Log) explain(c *core.Collection, e *examined) error {
 	}
 	for _, table := range d.Scans {
 		var n int
-		err := l.app.ConcurrentDB().NewQuery("SELECT count(*) FROM (SELECT 1 FROM " + quote(table) + " LIMIT {:n})").Bind(dbx.Params{"n": largeTable}).Row(&n)
+		err := l.app.ConcurrentDB().NewQuery("SELECT count(*) FROM (SELECT 1 FROM " + capture.Quote(table) + " LIMIT {:n})").Bind(dbx.Params{"n": largeTable}).Row(&n)
 		if err != nil {
 			return err
 		}

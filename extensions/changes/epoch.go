@@ -14,6 +14,8 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
+
+	"github.com/satchelbase/satchel/extensions/changes/capture"
 )
 
 // markFile lies in the data folder, beside the database and not in it, and is part of no backup. A database without it,
@@ -37,7 +39,7 @@ type mark struct {
 // examine begins a new epoch when the data may have gone back in time: when a backup was restored, or the database lies
 // behind the mark, as after a manual restore, a lost write-ahead log or a move without the mark.
 func (l *Log) examine(app core.App) error {
-	s, err := readState(context.Background(), app.ConcurrentDB())
+	s, err := capture.ReadState(context.Background(), app.ConcurrentDB())
 	if err != nil {
 		return err
 	}
@@ -56,12 +58,12 @@ func (l *Log) examine(app core.App) error {
 }
 
 // renew begins a new epoch.
-func renew(app core.App) (s state, err error) {
+func renew(app core.App) (s capture.State, err error) {
 	err = app.RunInTransaction(func(tx core.App) error {
-		if err := exec(tx.DB(), "UPDATE changes_state SET epoch = {:epoch}", dbx.Params{"epoch": newEpoch()}); err != nil {
+		if err := capture.Exec(tx.DB(), "UPDATE changes_state SET epoch = {:epoch}", dbx.Params{"epoch": capture.NewEpoch()}); err != nil {
 			return err
 		}
-		s, err = readState(context.Background(), tx.DB())
+		s, err = capture.ReadState(context.Background(), tx.DB())
 		return err
 	})
 	if err != nil {
@@ -102,7 +104,7 @@ func (m *mark) write(dir string, w waterMark) error {
 
 // writeMark notes how far the log has come. What is noted is on disk, or a power failure would look like a restore.
 func (l *Log) writeMark(ctx context.Context) error {
-	s, err := readState(ctx, l.app.ConcurrentDB())
+	s, err := capture.ReadState(ctx, l.app.ConcurrentDB())
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,8 @@ import (
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/changes/capture"
 )
 
 const (
@@ -57,7 +59,7 @@ func (l *Log) Fold(ctx context.Context) (Position, error) {
 func (l *Log) foldChunk(ctx context.Context) error {
 	var to int64
 	err := l.app.RunInTransaction(func(tx core.App) error {
-		s, err := readState(ctx, tx.NonconcurrentDB())
+		s, err := capture.ReadState(ctx, tx.NonconcurrentDB())
 		if err != nil {
 			return err
 		}
@@ -65,10 +67,10 @@ func (l *Log) foldChunk(ctx context.Context) error {
 		if to <= s.Folded {
 			return nil
 		}
-		if err := exec(tx.DB(), foldSQL, dbx.Params{"from": s.Folded, "to": to, "now": l.now().Unix()}); err != nil {
+		if err := capture.Exec(tx.DB(), foldSQL, dbx.Params{"from": s.Folded, "to": to, "now": l.now().Unix()}); err != nil {
 			return err
 		}
-		return exec(tx.DB(), "UPDATE changes_state SET folded = {:to}", dbx.Params{"to": to})
+		return capture.Exec(tx.DB(), "UPDATE changes_state SET folded = {:to}", dbx.Params{"to": to})
 	})
 	if err == nil {
 		l.folded.Store(to)
@@ -98,7 +100,7 @@ func (l *Log) fill(ctx context.Context, k Collection) error {
 	if _, done := l.filled.Load(k.C); done {
 		return nil
 	}
-	last, table := "", quote(k.Name)
+	last, table := "", capture.Quote(k.Name)
 	chunk := "(SELECT id FROM " + table + " WHERE id > {:last} ORDER BY id LIMIT {:n})"
 	params := dbx.Params{"c": k.C, "seq": k.Base, "n": fillChunk}
 	for {
@@ -112,9 +114,9 @@ func (l *Log) fill(ctx context.Context, k Collection) error {
 				return err
 			}
 			if next == "" {
-				return exec(tx.DB(), "UPDATE changes_collections SET filled = 1 WHERE c = {:c}", params)
+				return capture.Exec(tx.DB(), "UPDATE changes_collections SET filled = 1 WHERE c = {:c}", params)
 			}
-			return exec(tx.DB(), "INSERT INTO changes_heads (c, rec, seq, del, at) SELECT {:c}, id, {:seq}, 0, {:now} FROM "+chunk+
+			return capture.Exec(tx.DB(), "INSERT INTO changes_heads (c, rec, seq, del, at) SELECT {:c}, id, {:seq}, 0, {:now} FROM "+chunk+
 				" WHERE true ON CONFLICT (c, rec) DO NOTHING", params)
 		})
 		if err != nil {
@@ -146,7 +148,7 @@ func (l *Log) HeadsAfter(ctx context.Context, collection string, after int64, li
 	if err != nil {
 		return nil, fmt.Errorf("read heads: %w", err)
 	}
-	s, err := readState(ctx, db) // after the heads: see stored
+	s, err := capture.ReadState(ctx, db) // after the heads: see stored
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/changes/capture"
 )
 
 const (
@@ -61,7 +63,7 @@ func (l *Log) report(ctx context.Context, what string, err error) {
 }
 
 func (l *Log) foldDue(ctx context.Context, last time.Time) (bool, error) {
-	s, err := readState(ctx, l.app.ConcurrentDB())
+	s, err := capture.ReadState(ctx, l.app.ConcurrentDB())
 	if err != nil {
 		return false, err
 	}
@@ -115,18 +117,18 @@ func (l *Log) purge(ctx context.Context) error {
 // stamp notes how far the log is now, so that its rows need no time.
 func (l *Log) stamp(ctx context.Context) error {
 	return l.app.RunInTransaction(func(tx core.App) error {
-		s, err := readState(ctx, tx.DB())
+		s, err := capture.ReadState(ctx, tx.DB())
 		if err != nil {
 			return err
 		}
 		now := l.now()
-		err = exec(tx.DB(), `INSERT INTO changes_marks (at, seq) SELECT {:at}, {:seq}
+		err = capture.Exec(tx.DB(), `INSERT INTO changes_marks (at, seq) SELECT {:at}, {:seq}
 			WHERE {:seq} > coalesce((SELECT seq FROM changes_marks ORDER BY at DESC LIMIT 1), -1) ON CONFLICT (at) DO UPDATE SET seq = excluded.seq`,
 			dbx.Params{"at": now.Unix(), "seq": s.Horizon})
 		if err != nil {
 			return err
 		}
-		return exec(tx.DB(), "DELETE FROM changes_marks WHERE at < {:at} AND at < (SELECT max(at) FROM changes_marks WHERE at < {:at})",
+		return capture.Exec(tx.DB(), "DELETE FROM changes_marks WHERE at < {:at} AND at < (SELECT max(at) FROM changes_marks WHERE at < {:at})",
 			dbx.Params{"at": now.Add(-l.cfg.ReaderRetention).Unix()})
 	})
 }
@@ -160,7 +162,7 @@ func (l *Log) purgeable(ctx context.Context) (int64, error) {
 // after it.
 func (l *Log) purgeLog(ctx context.Context, to int64) (more bool, err error) {
 	err = l.app.RunInTransaction(func(tx core.App) error {
-		s, err := readState(ctx, tx.DB())
+		s, err := capture.ReadState(ctx, tx.DB())
 		if err != nil {
 			return err
 		}
@@ -171,10 +173,10 @@ func (l *Log) purgeLog(ctx context.Context, to int64) (more bool, err error) {
 		}
 		more = next < end
 		params := dbx.Params{"next": next}
-		if err := exec(tx.DB(), "DELETE FROM changes_log WHERE seq <= {:next}", params); err != nil {
+		if err := capture.Exec(tx.DB(), "DELETE FROM changes_log WHERE seq <= {:next}", params); err != nil {
 			return err
 		}
-		return exec(tx.DB(), "UPDATE changes_state SET log_floor = {:next}", params)
+		return capture.Exec(tx.DB(), "UPDATE changes_state SET log_floor = {:next}", params)
 	})
 	return more, err
 }
@@ -199,7 +201,7 @@ func (l *Log) purgeHeads(ctx context.Context) error {
 		for n := int64(purgeChunk); n == purgeChunk; {
 			err := l.app.RunInTransaction(func(tx core.App) error {
 				if floors[i] != "" {
-					if err := exec(tx.DB(), floors[i], before); err != nil {
+					if err := capture.Exec(tx.DB(), floors[i], before); err != nil {
 						return err
 					}
 				}
@@ -228,7 +230,7 @@ func (l *Log) purgeReaders(ctx context.Context) error {
 	}
 	lost = slices.DeleteFunc(lost, func(name string) bool { _, ours := l.readers.Load(name); return ours })
 	for _, name := range lost {
-		if err := exec(l.app.NonconcurrentDB(), "DELETE FROM changes_readers WHERE name = {:name}", dbx.Params{"name": name}); err != nil {
+		if err := capture.Exec(l.app.NonconcurrentDB(), "DELETE FROM changes_readers WHERE name = {:name}", dbx.Params{"name": name}); err != nil {
 			return err
 		}
 	}

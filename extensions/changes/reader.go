@@ -8,6 +8,8 @@ import (
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/changes/capture"
 )
 
 // Reader has a position in the database, for work that must be done for every change, at least once. Changes are kept
@@ -33,7 +35,7 @@ func (r *Reader) Position(ctx context.Context) (Position, error) {
 	if err != nil {
 		return Position{}, err
 	}
-	err = exec(r.log.app.NonconcurrentDB(), "INSERT INTO changes_readers (name, epoch, seq) VALUES ({:name}, {:epoch}, {:seq}) ON CONFLICT DO NOTHING",
+	err = capture.Exec(r.log.app.NonconcurrentDB(), "INSERT INTO changes_readers (name, epoch, seq) VALUES ({:name}, {:epoch}, {:seq}) ON CONFLICT DO NOTHING",
 		dbx.Params{"name": r.name, "epoch": now.Epoch, "seq": now.Seq})
 	if err != nil {
 		return Position{}, fmt.Errorf("begin reader %s: %w", r.name, err)
@@ -84,7 +86,7 @@ func (r *Reader) Advance(app core.App, to Position) error {
 	if n, err := result.RowsAffected(); err != nil || n > 0 {
 		return err
 	}
-	s, err := readState(context.Background(), db)
+	s, err := capture.ReadState(context.Background(), db)
 	if err != nil {
 		return err
 	}
@@ -94,7 +96,7 @@ func (r *Reader) Advance(app core.App, to Position) error {
 // Reset moves the reader to a position, in the transaction of app if it is one: after a [ResetError] to its Now, once the
 // reader has read the present state.
 func (r *Reader) Reset(app core.App, to Position) error {
-	err := exec(app.NonconcurrentDB(), `INSERT INTO changes_readers (name, epoch, seq) VALUES ({:name}, {:epoch}, {:seq})
+	err := capture.Exec(app.NonconcurrentDB(), `INSERT INTO changes_readers (name, epoch, seq) VALUES ({:name}, {:epoch}, {:seq})
 		ON CONFLICT (name) DO UPDATE SET epoch = excluded.epoch, seq = excluded.seq`,
 		dbx.Params{"name": r.name, "epoch": to.Epoch, "seq": to.Seq})
 	if err != nil {

@@ -9,6 +9,8 @@ import (
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/changes/capture"
 )
 
 const (
@@ -22,28 +24,10 @@ const (
 	maxLimit     = 10_000
 )
 
-// state is the one row of changes_state, and the number of the last change.
-type state struct {
-	Epoch      string `db:"epoch"`
-	Folded     int64  `db:"folded"`
-	LogFloor   int64  `db:"log_floor"`
-	HeadsFloor int64  `db:"heads_floor"`
-	Horizon    int64  `db:"horizon"`
-}
-
-func readState(ctx context.Context, db dbx.Builder) (state, error) {
-	var s state
-	err := db.NewQuery("SELECT epoch, folded, log_floor, heads_floor, " + horizonSQL + " AS horizon FROM changes_state").WithContext(ctx).One(&s)
-	if err != nil {
-		return s, fmt.Errorf("read state of the change log: %w", err)
-	}
-	return s, nil
-}
-
 // tail is the end of the log as all readers share it. It is immutable, but for room behind the end of changes that only
 // the next tail uses.
 type tail struct {
-	state
+	capture.State
 	noted    uint64   // commits that it is sure to contain
 	start    int64    // changes holds everything after start, up to Horizon
 	changes  []Change // by Seq
@@ -108,11 +92,11 @@ func (l *Log) fresh(ctx context.Context) (*tail, error) {
 // shown to nobody before it is on disk, see the package comment. The caller holds refresh.
 func (l *Log) read(ctx context.Context, old *tail) (*tail, error) {
 	noted, db := l.noted.Load(), l.app.ConcurrentDB()
-	s, err := readState(ctx, db)
+	s, err := capture.ReadState(ctx, db)
 	if err != nil {
 		return nil, err
 	}
-	t := &tail{state: s, noted: noted}
+	t := &tail{State: s, noted: noted}
 	if old == nil || old.Epoch != s.Epoch || s.Horizon < old.Horizon || s.Horizon-old.Horizon > int64(l.cfg.Tail) {
 		t.start = max(s.LogFloor, s.Horizon-int64(l.cfg.Tail))
 		if err := l.load(ctx, db, t, t.start); err != nil {
@@ -169,7 +153,7 @@ func (l *Log) load(ctx context.Context, db dbx.Builder, t *tail, after int64) er
 }
 
 func (t *tail) reload(db dbx.Builder) error {
-	list, err := readCollections(db)
+	list, err := capture.List(db)
 	if err != nil {
 		return err
 	}
@@ -385,10 +369,10 @@ func (l *Log) LastChange(ctx context.Context, collections ...string) (int64, err
 // Touch records an update of records that were not written, for those whose view depends on something else. app may be
 // a transaction; then the entries belong to it.
 func (l *Log) Touch(app core.App, collection string, records ...string) error {
-	k, ok, err := live(app.NonconcurrentDB(), collection)
+	k, ok, err := capture.Live(app.NonconcurrentDB(), collection)
 	if err == nil && !ok {
 		if c, e := app.FindCachedCollectionByNameOrId(collection); e == nil {
-			k, ok, err = live(app.NonconcurrentDB(), c.Id)
+			k, ok, err = capture.Live(app.NonconcurrentDB(), c.Id)
 		}
 	}
 	if err != nil {
@@ -399,7 +383,7 @@ func (l *Log) Touch(app core.App, collection string, records ...string) error {
 	}
 	err = app.RunInTransaction(func(tx core.App) error {
 		for _, record := range records {
-			if _, err := appendEntry(tx.DB(), k.C, record, Update); err != nil {
+			if _, err := capture.Append(tx.DB(), k.C, record, Update); err != nil {
 				return err
 			}
 		}

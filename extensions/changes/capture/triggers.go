@@ -1,4 +1,4 @@
-package changes
+package capture
 
 import (
 	"fmt"
@@ -19,7 +19,7 @@ func triggers(c int64, table string) map[string]string {
 	add := func(name, event, body string) {
 		name = fmt.Sprintf("changes_%d_%s", c, name)
 		before, when, _ := strings.Cut(event, "|")
-		out[name] = fmt.Sprintf("CREATE TRIGGER %s AFTER %s ON %s%s BEGIN %s; END", name, before, quote(table), when, body)
+		out[name] = fmt.Sprintf("CREATE TRIGGER %s AFTER %s ON %s%s BEGIN %s; END", name, before, Quote(table), when, body)
 	}
 	add("insert", "INSERT", entry("NEW", Create))
 	add("update", "UPDATE", entry("NEW", Update))
@@ -29,8 +29,8 @@ func triggers(c int64, table string) map[string]string {
 	return out
 }
 
-// storedTriggers are the triggers of this package in the database, their texts by name.
-func storedTriggers(db dbx.Builder) (map[string]string, error) {
+// StoredTriggers are the triggers of this package in the database, their texts by name.
+func StoredTriggers(db dbx.Builder) (map[string]string, error) {
 	var rows []struct{ Name, SQL string }
 	err := db.NewQuery(`SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' AND name GLOB 'changes_[0-9]*_[a-z]*'`).All(&rows)
 	if err != nil {
@@ -43,9 +43,9 @@ func storedTriggers(db dbx.Builder) (map[string]string, error) {
 	return out, nil
 }
 
-// wrongTriggers says what is wrong with the triggers of a collection, empty when nothing is. A name of the table in
+// WrongTriggers says what is wrong with the triggers of a collection, empty when nothing is. A name of the table in
 // another case is the same table.
-func wrongTriggers(stored map[string]string, c int64, table string) string {
+func WrongTriggers(stored map[string]string, c int64, table string) string {
 	for name, text := range triggers(c, table) {
 		have, ok := stored[name]
 		if !ok {
@@ -60,7 +60,7 @@ func wrongTriggers(stored map[string]string, c int64, table string) string {
 
 func createTriggers(db dbx.Builder, c int64, table string) error {
 	for _, text := range triggers(c, table) {
-		if err := exec(db, text, nil); err != nil {
+		if err := Exec(db, text, nil); err != nil {
 			return err
 		}
 	}
@@ -76,7 +76,7 @@ func dropTriggers(db dbx.Builder, stored map[string]string, live []int64) error 
 		}
 	}
 	for name := range stray {
-		if err := exec(db, "DROP TRIGGER IF EXISTS "+quote(name), nil); err != nil {
+		if err := Exec(db, "DROP TRIGGER IF EXISTS "+Quote(name), nil); err != nil {
 			return err
 		}
 		delete(stored, name)

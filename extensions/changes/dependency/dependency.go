@@ -1,4 +1,6 @@
-package changes
+// Package dependency finds out what the answer of a rule depends on, by asking SQLite for the program that it compiles the
+// rule's query to. It has no tables, routes or settings; what it cannot tell counts as volatile.
+package dependency
 
 import (
 	"fmt"
@@ -11,10 +13,12 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/search"
+
+	"github.com/satchelbase/satchel/extensions/changes/capture"
 )
 
-// Dependencies are what the answer of a rule depends on, besides the definition of its collection.
-type Dependencies struct {
+// Set is what the answer of a rule depends on, besides the definition of its collection.
+type Set struct {
 	Collections []string // ids of the collections whose records are read, sorted; a view stands for what it reads
 	Tables      []string // other tables, whose changes are not recorded: their rules are as good as volatile
 	Auth        bool     // values of the caller's own record other than its id, which no table shows
@@ -28,9 +32,9 @@ var (
 	function   = regexp.MustCompile(`(\w+)\s*\(`)
 )
 
-// RuleDependencies finds out what a rule of the collection reads for a caller, nil being a guest. It asks SQLite for the
+// Of finds out what a rule of the collection reads for a caller, nil being a guest. It asks SQLite for the
 // program that it compiles the rule's query to, so joins, back-relations and views are all in it.
-func RuleDependencies(app core.App, collection *core.Collection, rule string, auth *core.Record) (Dependencies, error) {
+func Of(app core.App, collection *core.Collection, rule string, auth *core.Record) (Set, error) {
 	d := read(rule)
 	query, err := ruleQuery(app, collection, rule, auth)
 	if err != nil {
@@ -46,7 +50,7 @@ func RuleDependencies(app core.App, collection *core.Collection, rule string, au
 	ids := map[string]bool{}
 	for table := range tables {
 		c, err := app.FindCachedCollectionByNameOrId(table)
-		if err != nil || !capturable(c) {
+		if err != nil || !capture.Capturable(c) {
 			d.Tables = append(d.Tables, table)
 			continue
 		}
@@ -59,8 +63,8 @@ func RuleDependencies(app core.App, collection *core.Collection, rule string, au
 }
 
 // read finds what can be told from the text of the rule alone. In doubt it is volatile.
-func read(rule string) Dependencies {
-	var d Dependencies
+func read(rule string) Set {
+	var d Set
 	text := literal.ReplaceAllString(rule, " ")
 	for _, name := range identifier.FindAllString(text, -1) {
 		field, own := strings.CutPrefix(name, "@request.auth.")

@@ -1,7 +1,6 @@
-package changes
+package capture
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -26,7 +25,8 @@ type Collection struct {
 	Filled  bool  `db:"filled"`  // records from before Base have heads
 }
 
-func readCollections(db dbx.Builder) ([]Collection, error) {
+// List reads all captured collections, those that are gone included.
+func List(db dbx.Builder) ([]Collection, error) {
 	var list []Collection
 	err := db.NewQuery("SELECT c, collection, name, fields, base, gone, changed, filled FROM changes_collections ORDER BY c").All(&list)
 	if err != nil {
@@ -35,28 +35,31 @@ func readCollections(db dbx.Builder) ([]Collection, error) {
 	return list, nil
 }
 
+// Excluded reports whether the operator does not want the collection to be captured.
+type Excluded func(c *core.Collection) bool
+
 // fingerprint names the fields of a collection: what the column-less triggers cannot see change.
 func fingerprint(c *core.Collection) string {
 	sum := sha256.Sum256([]byte(c.Type + "\n" + c.Fields.String()))
 	return hex.EncodeToString(sum[:8])
 }
 
-// capturable reports whether the collection has a table of records that are not PocketBase's own.
-func capturable(c *core.Collection) bool { return !c.IsView() && !strings.HasPrefix(c.Name, "_") }
+// Capturable reports whether the collection has a table of records that are not PocketBase's own.
+func Capturable(c *core.Collection) bool { return !c.IsView() && !strings.HasPrefix(c.Name, "_") }
 
-// capture brings the triggers and the list of collections in order. What was lost meanwhile cannot be told, so a
+// Sync brings the triggers and the list of collections in order. What was lost meanwhile cannot be told, so a
 // collection whose triggers are not as they should be begins anew.
-func (l *Log) capture(app core.App) error {
+func Sync(app core.App, excluded Excluded) error {
 	return app.RunInTransaction(func(tx core.App) error {
 		all, err := tx.FindAllCollections()
 		if err != nil {
 			return fmt.Errorf("list collections: %w", err)
 		}
-		known, err := readCollections(tx.DB())
+		known, err := List(tx.DB())
 		if err != nil {
 			return err
 		}
-		stored, err := storedTriggers(tx.DB())
+		stored, err := StoredTriggers(tx.DB())
 		if err != nil {
 			return err
 		}
@@ -67,7 +70,7 @@ func (l *Log) capture(app core.App) error {
 			}
 		}
 		for _, c := range all {
-			if !capturable(c) || l.excluded(c) {
+			if !Capturable(c) || excluded(c) {
 				continue
 			}
 			k, ok := rest[c.Id]
@@ -81,7 +84,7 @@ func (l *Log) capture(app core.App) error {
 				return fmt.Errorf("end capture of %s: %w", k.Name, err)
 			}
 		}
-		if known, err = readCollections(tx.DB()); err != nil {
+		if known, err = List(tx.DB()); err != nil {
 			return err
 		}
 		var live []int64
@@ -94,11 +97,11 @@ func (l *Log) capture(app core.App) error {
 	})
 }
 
-// mend begins the capture of the collections with these ids anew, and brings everything else in order.
-func (l *Log) mend(app core.App, ids []string) error {
+// Mend begins the capture of the collections with these ids anew, and brings everything else in order.
+func Mend(app core.App, excluded Excluded, ids []string) error {
 	err := app.RunInTransaction(func(tx core.App) error {
 		for _, id := range ids {
-			k, ok, err := live(tx.DB(), id)
+			k, ok, err := Live(tx.DB(), id)
 			if err != nil || !ok {
 				return err
 			}
@@ -115,7 +118,7 @@ func (l *Log) mend(app core.App, ids []string) error {
 	if err != nil {
 		return err
 	}
-	return l.capture(app)
+	return Sync(app, excluded)
 }
 
 // ensure begins or repairs the capture of one collection, or notes that its definition has changed.
@@ -123,7 +126,7 @@ func ensure(db dbx.Builder, c *core.Collection, k Collection, known bool, stored
 	if !known {
 		return begin(db, c)
 	}
-	if wrongTriggers(stored, k.C, c.Name) == "" {
+	if WrongTriggers(stored, k.C, c.Name) == "" {
 		if k.Name == c.Name && k.Schema == fingerprint(c) {
 			return nil
 		}
@@ -134,18 +137,18 @@ func ensure(db dbx.Builder, c *core.Collection, k Collection, known bool, stored
 
 // renewCapture begins the capture of a collection anew. The old one ends without a Gone: the collection is still there.
 func renewCapture(db dbx.Builder, c *core.Collection, k Collection) error {
-	if err := exec(db, "UPDATE changes_collections SET gone = "+horizonSQL+" + 1, gone_at = unixepoch() WHERE c = {:c}", dbx.Params{"c": k.C}); err != nil {
+	if err := Exec(db, "UPDATE changes_collections SET gone = "+HorizonSQL+" + 1, gone_at = unixepoch() WHERE c = {:c}", dbx.Params{"c": k.C}); err != nil {
 		return err
 	}
 	for name := range triggers(k.C, c.Name) {
-		if err := exec(db, "DROP TRIGGER IF EXISTS "+quote(name), nil); err != nil {
+		if err := Exec(db, "DROP TRIGGER IF EXISTS "+Quote(name), nil); err != nil {
 			return err
 		}
 	}
 	return begin(db, c)
 }
 
-// begin starts to capture a collection. Records that are there already get their heads later, see [Log.fill].
+// begin starts to capture a collection. Records that are there already get their heads later, by the reader's side.
 func begin(db dbx.Builder, c *core.Collection) error {
 	result, err := db.NewQuery("INSERT INTO changes_collections (collection, name, fields) VALUES ({:id}, {:name}, {:fields})").
 		Bind(dbx.Params{"id": c.Id, "name": c.Name, "fields": fingerprint(c)}).Execute()
@@ -156,45 +159,45 @@ func begin(db dbx.Builder, c *core.Collection) error {
 	if err != nil {
 		return err
 	}
-	seq, err := appendEntry(db, n, "", Reset)
+	seq, err := Append(db, n, "", Reset)
 	if err != nil {
 		return err
 	}
 	if err := createTriggers(db, n, c.Name); err != nil {
 		return err
 	}
-	return exec(db, "UPDATE changes_collections SET base = {:seq}, changed = {:seq}, filled = NOT EXISTS (SELECT 1 FROM "+quote(c.Name)+") WHERE c = {:c}",
+	return Exec(db, "UPDATE changes_collections SET base = {:seq}, changed = {:seq}, filled = NOT EXISTS (SELECT 1 FROM "+Quote(c.Name)+") WHERE c = {:c}",
 		dbx.Params{"seq": seq, "c": n})
 }
 
 // redefine notes that the definition has changed.
 func redefine(db dbx.Builder, c *core.Collection, k Collection) error {
-	seq, err := appendEntry(db, k.C, "", Schema)
+	seq, err := Append(db, k.C, "", Schema)
 	if err != nil {
 		return err
 	}
-	return exec(db, "UPDATE changes_collections SET name = {:name}, fields = {:fields}, changed = {:seq} WHERE c = {:c}",
+	return Exec(db, "UPDATE changes_collections SET name = {:name}, fields = {:fields}, changed = {:seq} WHERE c = {:c}",
 		dbx.Params{"name": c.Name, "fields": fingerprint(c), "seq": seq, "c": k.C})
 }
 
 // retire ends the capture of a collection that is deleted or excluded.
 func retire(db dbx.Builder, k Collection) error {
-	seq, err := appendEntry(db, k.C, "", Gone)
+	seq, err := Append(db, k.C, "", Gone)
 	if err != nil {
 		return err
 	}
-	return exec(db, "UPDATE changes_collections SET gone = {:seq}, gone_at = unixepoch() WHERE c = {:c}", dbx.Params{"seq": seq, "c": k.C})
+	return Exec(db, "UPDATE changes_collections SET gone = {:seq}, gone_at = unixepoch() WHERE c = {:c}", dbx.Params{"seq": seq, "c": k.C})
 }
 
 // insideSave is just outside PocketBase's handlers that change the tables (priority 99), so that the transaction opened
 // here is theirs too.
 const insideSave = 98
 
-// bindCollections keeps the triggers in step with the collections, in the transaction of the change.
-func (l *Log) bindCollections(app core.App) {
+// Bind keeps the triggers in step with the collections, in the transaction of the change.
+func Bind(app core.App, excluded Excluded) {
 	after := func(do func(tx core.App, c *core.Collection) error) *hook.Handler[*core.CollectionEvent] {
 		return &hook.Handler[*core.CollectionEvent]{Id: "satchelChanges", Priority: insideSave, Func: func(e *core.CollectionEvent) error {
-			if !capturable(e.Collection) {
+			if !Capturable(e.Collection) {
 				return e.Next()
 			}
 			outer := e.App
@@ -204,7 +207,7 @@ func (l *Log) bindCollections(app core.App) {
 				if err := e.Next(); err != nil {
 					return err
 				}
-				if !installed(tx) {
+				if !Installed(tx) {
 					return nil
 				}
 				if err := do(tx, e.Collection); err != nil {
@@ -214,40 +217,40 @@ func (l *Log) bindCollections(app core.App) {
 			})
 		}}
 	}
-	app.OnCollectionCreateExecute().Bind(after(l.saved))
-	app.OnCollectionUpdateExecute().Bind(after(l.saved))
+	app.OnCollectionCreateExecute().Bind(after(excluded.saved))
+	app.OnCollectionUpdateExecute().Bind(after(excluded.saved))
 	app.OnCollectionDeleteExecute().Bind(after(deleted))
 }
 
-func (l *Log) saved(tx core.App, c *core.Collection) error {
-	k, ok, err := live(tx.DB(), c.Id)
+func (excluded Excluded) saved(tx core.App, c *core.Collection) error {
+	k, ok, err := Live(tx.DB(), c.Id)
 	if err != nil {
 		return err
 	}
-	if !ok && l.excluded(c) {
+	if !ok && excluded(c) {
 		return nil
 	}
-	stored, err := storedTriggers(tx.DB())
+	stored, err := StoredTriggers(tx.DB())
 	if err != nil {
 		return err
 	}
-	if ok && wrongTriggers(stored, k.C, c.Name) == "" {
+	if ok && WrongTriggers(stored, k.C, c.Name) == "" {
 		return redefine(tx.DB(), c, k) // also when only a rule has changed
 	}
 	return ensure(tx.DB(), c, k, ok, stored)
 }
 
 func deleted(tx core.App, c *core.Collection) error {
-	k, ok, err := live(tx.DB(), c.Id)
+	k, ok, err := Live(tx.DB(), c.Id)
 	if err != nil || !ok {
 		return err
 	}
 	return retire(tx.DB(), k)
 }
 
-// live finds the captured collection with the id.
-func live(db dbx.Builder, id string) (Collection, bool, error) {
-	list, err := readCollections(db)
+// Live finds the captured collection with the id.
+func Live(db dbx.Builder, id string) (Collection, bool, error) {
+	list, err := List(db)
 	if err != nil {
 		return Collection{}, false, err
 	}
@@ -257,61 +260,4 @@ func live(db dbx.Builder, id string) (Collection, bool, error) {
 		}
 	}
 	return Collection{}, false, nil
-}
-
-// registry is the list of collections as the log last saw it. It is immutable.
-type registry struct {
-	byNumber map[int64]Collection
-	byKey    map[string]int64 // ids and lower-case names of those that are captured
-}
-
-func newRegistry(list []Collection) *registry {
-	r := &registry{byNumber: make(map[int64]Collection, len(list)), byKey: make(map[string]int64, 2*len(list))}
-	for _, k := range list {
-		r.byNumber[k.C] = k
-		if k.Gone == 0 {
-			r.byKey[strings.ToLower(k.Name)] = k.C
-		}
-	}
-	for _, k := range list { // an id wins over another collection's name
-		if k.Gone == 0 {
-			r.byKey[k.ID] = k.C
-		}
-	}
-	return r
-}
-
-func (r *registry) find(idOrName string) (Collection, error) {
-	c, ok := r.byKey[idOrName]
-	if !ok {
-		c, ok = r.byKey[strings.ToLower(idOrName)]
-	}
-	if !ok {
-		return Collection{}, ErrNotCaptured
-	}
-	return r.byNumber[c], nil
-}
-
-// Collection finds a captured collection by id or name. It returns ErrNotCaptured for all others.
-func (l *Log) Collection(ctx context.Context, idOrName string) (Collection, error) {
-	t, err := l.fresh(ctx)
-	if err != nil {
-		return Collection{}, err
-	}
-	return t.registry.find(idOrName)
-}
-
-// Gone lists the collections that were deleted or excluded after the number and are not captured now.
-func (l *Log) Gone(ctx context.Context, after int64) ([]Collection, error) {
-	t, err := l.fresh(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var out []Collection
-	for _, k := range t.registry.byNumber {
-		if _, again := t.registry.byKey[k.ID]; k.Gone > after && !again {
-			out = append(out, k)
-		}
-	}
-	return out, nil
 }
