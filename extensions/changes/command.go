@@ -83,7 +83,7 @@ func (l *Log) epochCommand() *cobra.Command {
 			"Exit codes: 0 done, 1 it failed, 2 wrong usage.",
 		Example: "satchel changes epoch",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			epoch, err := BeginEpoch(l.app)
+			epoch, err := l.BeginEpoch()
 			if err != nil {
 				return err
 			}

@@ -153,13 +153,15 @@ func (l *Log) restoring(app core.App, on bool) error {
 }
 
 // BeginEpoch begins a new epoch, after a restore that nobody could notice. A running server follows at once.
-func BeginEpoch(app core.App) (epoch string, err error) {
-	s, err := renew(app)
+func (l *Log) BeginEpoch() (epoch string, err error) {
+	s, err := renew(l.app)
 	if err != nil {
 		return "", err
 	}
-	m := mark{}
-	err = m.write(app.DataDir(), waterMark{Epoch: s.Epoch, Seq: s.Horizon})
+	l.note()
+	l.mark.Lock()
+	defer l.mark.Unlock()
+	err = l.mark.write(l.app.DataDir(), waterMark{Epoch: s.Epoch, Seq: s.Horizon})
 	if errors.Is(err, fs.ErrPermission) {
 		err = nil // the file belongs to the server, which writes it itself
 	}

@@ -3,12 +3,14 @@ package changes
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
 
+	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
 	"github.com/satchelbase/satchel/extensions/settings"
@@ -59,6 +61,10 @@ func (f *fixture) save(m core.Model) {
 	if err := f.Save(m); err != nil {
 		f.t.Fatalf("save: %v", err)
 	}
+}
+
+func hostOf(app core.App) *extensions.Host {
+	return &extensions.Host{App: app, Version: "test", Logger: slog.New(slog.DiscardHandler)}
 }
 
 // note makes a record and returns it.
