@@ -1,6 +1,6 @@
 //go:build unix
 
-package changes_test
+package changes
 
 import (
 	"bytes"
@@ -23,17 +23,17 @@ import (
 	"github.com/satchelbase/satchel/extensions/store"
 )
 
-// capture is a way of recording changes by triggers. %[1]s is the collection, %[2]s the event, %[3]s NEW or OLD, %[4]d
+// way is a way of recording changes by triggers. %[1]s is the collection, %[2]s the event, %[3]s NEW or OLD, %[4]d
 // the action.
-type capture struct {
+type way struct {
 	name  string
 	setup []string
 	body  string
 }
 
-func captures() []capture {
+func ways() []way {
 	const counter = `UPDATE lab_state SET seq = seq + 1 WHERE k = 1; `
-	return []capture{
+	return []way{
 		{name: "none"},
 		{
 			name:  "auto",
@@ -87,7 +87,7 @@ func BenchmarkWays(b *testing.B) {
 			b.Fatalf("%s: %v", text, err)
 		}
 	}
-	for _, c := range captures() {
+	for _, c := range ways() {
 		notes := core.NewBaseCollection("lab_" + c.name + "_notes")
 		notes.Fields.Add(
 			&core.RelationField{Name: "owner", CollectionId: user.Collection().Id, MaxSelect: 1}, &core.TextField{Name: "title"}, &core.TextField{Name: "body"},
@@ -127,7 +127,7 @@ func BenchmarkWays(b *testing.B) {
 	const block, rounds = 200, 11
 	creates, updates := map[string][]float64{}, map[string][]float64{}
 	for round := range rounds {
-		list := captures()
+		list := ways()
 		for i := range list {
 			c := list[(i+round)%len(list)]
 			path := "/api/collections/lab_" + c.name + "_notes/records"
@@ -149,7 +149,7 @@ func BenchmarkWays(b *testing.B) {
 		}
 	}
 	second := func(all []float64) float64 { return slices.Sorted(slices.Values(all))[1] }
-	for _, c := range captures() {
+	for _, c := range ways() {
 		create, update := second(creates[c.name]), second(updates[c.name])
 		b.Logf("%-5s create %4.0f µs (%+.1f %%)  update %4.0f µs (%+.1f %%)", c.name, create, (create/second(creates["none"])-1)*100, update, (update/second(updates["none"])-1)*100)
 	}

@@ -41,7 +41,7 @@ type file struct {
 	tables tables
 	notify *notify // nil unless this is data.db
 
-	seen                  *sightings
+	seen                  *statement.Sightings
 	hits, misses, commits atomic.Uint64
 }
 
@@ -204,7 +204,7 @@ func (f *file) dirties(st statement.Statement) bool {
 func (s *Store) newFile(path string) *file {
 	f := &file{
 		path: path, patience: defaultPatience, durable: s.cfg.Durability == Full && filepath.Base(path) == dataFile, options: s.options, keep: &s.keep,
-		epoch: newEpoch(), seen: newSightings(), wal: wal{path: path + "-wal", flush: s.flush()},
+		epoch: newEpoch(), seen: statement.NewSightings(), wal: wal{path: path + "-wal", flush: s.flush()},
 	}
 	if filepath.Base(path) == dataFile {
 		f.notify = &s.notify

@@ -5,9 +5,7 @@ import (
 	"database/sql/driver"
 	"errors"
 	"io"
-	"regexp"
-	"strings"
-	"sync"
+	"sync/atomic"
 
 	"github.com/satchelbase/satchel/extensions/store/statement"
 )
@@ -23,38 +21,13 @@ func (f *file) lookForTriggers() {
 	spreads := false
 	if err == nil {
 		err = f.writer.texts(ctx, "SELECT sql FROM sqlite_schema WHERE type = 'trigger'", func(text string) {
-			spreads = spreads || !f.options.contained(text)
+			spreads = spreads || !statement.Contained(text, f.options.quiet)
 		})
 	}
 	f.tables.triggers, f.tables.schema = err != nil || spreads, schema
 	if err != nil {
 		f.tables.schema = 0 // look again
 	}
-}
-
-// beginning is the word before the body of a trigger.
-var beginning = regexp.MustCompile(`(?i)\bBEGIN\b`)
-
-// contained reports whether the trigger writes to quiet tables at most. Each statement of its body begins behind a
-// semicolon or the BEGIN, so looking at what follows every one of these, whatever it is, misses none; what is not
-// understood does not count as contained.
-func (o Options) contained(trigger string) bool {
-	at := beginning.FindAllStringIndex(trigger, -1)
-	if len(at) != 1 {
-		return false
-	}
-	parts := strings.Split(strings.TrimRight(trigger[at[0][1]:], "; \t\r\n"), ";")
-	last := len(parts) - 1
-	if !strings.EqualFold(strings.TrimSpace(parts[last]), "END") {
-		return false
-	}
-	for _, text := range parts[:last] {
-		st := statement.Parse(text)
-		if st.Verb != statement.Read && (st.Verb != statement.Write || !o.quiet(st.Table)) {
-			return false
-		}
-	}
-	return true
 }
 
 // texts calls fn with the first column of each row.
@@ -82,21 +55,25 @@ func (c *connection) texts(ctx context.Context, query string, fn func(text strin
 }
 
 // notify is a list of functions that are called when the version grows.
-type notify struct {
-	mu   sync.RWMutex
-	list []func()
-}
+type notify struct{ list atomic.Pointer[[]func()] }
 
 func (n *notify) add(fn func()) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.list = append(n.list, fn)
+	for {
+		old := n.list.Load()
+		list := []func(){fn}
+		if old != nil {
+			list = append(list, *old...)
+		}
+		if n.list.CompareAndSwap(old, &list) {
+			return
+		}
+	}
 }
 
 func (n *notify) call() {
-	n.mu.RLock()
-	defer n.mu.RUnlock()
-	for _, fn := range n.list {
-		fn()
+	if list := n.list.Load(); list != nil {
+		for _, fn := range *list {
+			fn()
+		}
 	}
 }
