@@ -13,6 +13,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/guard"
 	"github.com/satchelbase/satchel/extensions/health"
 	"github.com/satchelbase/satchel/extensions/identities"
+	"github.com/satchelbase/satchel/extensions/live"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
 	"github.com/satchelbase/satchel/extensions/metrics"
@@ -74,6 +75,7 @@ type config struct {
 	guard       guard.Config
 	health      health.Config
 	identities  identities.Config
+	live        live.Config
 	sessions    sessions.Config
 	memory      memory.Config
 	metrics     metrics.Config
@@ -98,6 +100,7 @@ func read(s *settings.Settings) config {
 		ratelimit:   settings.Section[ratelimit.Config](s, "ratelimit"),
 		records:     settings.Section[records.Config](s, "records"),
 		guard:       settings.Section[guard.Config](s, "guard"),
+		live:        settings.Section[live.Config](s, "live"),
 		identities:  settings.Section[identities.Config](s, "identities"),
 		health:      settings.Section[health.Config](s, "health"),
 		sessions:    settings.Section[sessions.Config](s, "sessions"),

@@ -25,6 +25,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/health"
 	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/impersonation"
+	"github.com/satchelbase/satchel/extensions/live"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
 	"github.com/satchelbase/satchel/extensions/metrics"
@@ -38,6 +39,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/rules"
 	"github.com/satchelbase/satchel/extensions/secrets"
 	"github.com/satchelbase/satchel/extensions/sessions"
+	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
 	"github.com/satchelbase/satchel/extensions/totp"
@@ -91,6 +93,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		}),
 		ops.Extension(operations.Deps{Recent: sess.Recent, Attested: gate.Require, Audit: audit.Note}),
 		records.New(cfg.records, db),
+		live.New(cfg.live, clog, live.Deps{Sessions: login.Endings{DB: pb.ConcurrentDB, Table: db.TableVersion}, Channels: hooks.Channels()}).Extension(),
 		health.New(cfg.health, all),
 		demo.New(),
 		rules.New(sandbox(cfg, pb)),

@@ -21,6 +21,7 @@ func friends() map[string][]string {
 		"apikeys":       {"audit"},
 		"records":       {"rows"},
 		"impersonation": {"sessions"},
+		"live":          {"rows"},
 		"oauth":         {"sessions"},
 		"sessions":      {"audit", "authcache"},
 	}

@@ -82,7 +82,12 @@ type view struct {
 
 // encode writes a record as the view's subscribers may see it, the way the stock broadcast did: by the enrich hooks, with
 // the expands that the viewer may see, and without hidden fields and addresses.
-func (v *view) encode(app core.App, record *core.Record) ([]byte, error) {
+func (v *view) encode(app core.App, record *core.Record) (raw []byte, err error) {
+	defer func() { // a hook that panics must not take the server with it
+		if r := recover(); r != nil {
+			raw, err = nil, fmt.Errorf("enrich record: panic: %v", r)
+		}
+	}()
 	clean := record.Fresh()
 	if v.key.superuser {
 		clean.Unhide(record.Collection().Fields.FieldNames()...)

@@ -57,7 +57,7 @@ func (h *Hub) verify(like *http.Request, token string) (*identity, error) {
 	p := &probe{}
 	ctx, cancel := context.WithTimeout(context.WithValue(context.WithoutCancel(like.Context()), probeKey{}, p), verifyTimeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, route, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, route, http.NoBody)
 	if err != nil {
 		return nil, err
 	}
@@ -247,8 +247,8 @@ func (h *Hub) tend(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-ticker.C:
-			if h.deps.Ended != nil {
-				if version := h.deps.Version(); version != seen {
+			if h.deps.Sessions != nil {
+				if version := h.deps.Sessions.Version(); version != seen {
 					seen = version
 					h.dropEnded()
 				}
@@ -276,7 +276,7 @@ func (h *Hub) dropEnded() {
 	for id := range bySession {
 		ids = append(ids, id)
 	}
-	ended, err := h.deps.Ended(ids)
+	ended, err := h.deps.Sessions.Ended(ids)
 	if err != nil {
 		h.log.Warn("ended sessions cannot be read", "error", err)
 		return

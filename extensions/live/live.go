@@ -54,13 +54,18 @@ var (
 	ErrUpgrade       = &extensions.Code{Name: "live.upgrade_required", Status: http.StatusUpgradeRequired, Title: "This is a WebSocket"}
 )
 
-// Deps is what the feature is lent. Without Version and Ended, sessions that end close no connections.
-type Deps struct {
+// Sessions tells which sessions end.
+type Sessions interface {
 	// Version changes when sessions have ended.
-	Version func() uint64
+	Version() uint64
 
 	// Ended returns those of the sessions, by their ids, that have ended.
-	Ended func(ids []string) ([]string, error)
+	Ended(ids []string) ([]string, error)
+}
+
+// Deps is what the feature is lent. Without Sessions, those that end close no connections.
+type Deps struct {
+	Sessions Sessions
 
 	// Channels are declared beside those of the settings.
 	Channels []Channel

@@ -197,6 +197,12 @@ func Error(id, sub string, code *extensions.Code, message string) []byte {
 	if message == "" {
 		message = code.Title
 	}
+	if len(id) > maxName {
+		id = ""
+	}
+	if len(sub) > maxName {
+		sub = ""
+	}
 	return Out{Type: "error", ID: id, Sub: sub, Code: code.Name, Message: message}.Bytes()
 }
 

@@ -34,12 +34,12 @@ func NewQuestion(app core.App, collection *core.Collection, rule *string, filter
 		mark := rows.NewMark()
 		marked := *info
 		marked.Auth = info.Auth.Clone()
-		marked.Auth.Id = mark
+		marked.Auth.SetRaw(core.FieldNameId, mark) // a record that was just created has its id in two places
 		text, params, err := build(app, collection, rule, filter, &marked)
 		if err != nil {
 			return nil, err
 		}
-		if exchange(&text, params, mark) {
+		if exchange(&text, params, mark, info.Auth.Id) {
 			return &Question{app, collection, text, params, true}, nil
 		}
 	}
@@ -68,8 +68,9 @@ func build(app core.App, collection *core.Collection, rule *string, filter strin
 	return built.SQL(), params, nil
 }
 
-// exchange puts the viewer of the pair where the mark is. It reports false if the mark is part of something longer.
-func exchange(text *string, params dbx.Params, mark string) bool {
+// exchange puts the viewer of the pair where the mark is. It reports false if the mark is part of something longer, or if
+// the id of this one viewer is there nevertheless.
+func exchange(text *string, params dbx.Params, mark, id string) bool {
 	for name, value := range params {
 		given, ok := value.(string)
 		switch {
@@ -77,7 +78,7 @@ func exchange(text *string, params dbx.Params, mark string) bool {
 		case given == mark:
 			*text = strings.ReplaceAll(*text, "{:"+name+"}", pairs+".v")
 			delete(params, name)
-		case strings.Contains(given, mark):
+		case strings.Contains(given, mark), given == id:
 			return false
 		}
 	}
