@@ -39,12 +39,31 @@ func (c *conn) catchUp(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	at := set[0].at
-	if !c.hub.reached(at) {
+	for _, s := range set {
+		if s.claim {
+			s.claim = false
+			if err := c.settle(ctx, s, placed[s]); err != nil {
+				s.claim = true
+				return err
+			}
+		}
+	}
+	reached, err := c.hub.reached(ctx, at)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errEvaluate, err)
+	}
+	if !reached {
 		return c.readLog(ctx, set, placed, at, next)
 	}
 	for _, s := range set {
-		if err := c.settle(ctx, s, placed[s]); err != nil {
-			return err
+		if s.doubt {
+			if err := c.settle(ctx, s, placed[s]); err != nil {
+				return err
+			}
+			s.doubt = false
+		}
+		if placed[s].group.always() {
+			s.held.clear()
 		}
 	}
 	if c.hub.join(c, set, placed, at) {
@@ -169,24 +188,14 @@ func (c *conn) reset(set []*sub, reason string, now changes.Position) error {
 	return nil
 }
 
-// settle looks, before a subscription becomes live, at what the client holds, if that is in doubt.
+// settle looks at what the client holds, where that is in doubt.
 func (c *conn) settle(ctx context.Context, s *sub, p placement) error {
-	c.mu.Lock()
-	doubt := s.doubt
-	s.doubt = false
-	c.mu.Unlock()
 	ids := s.held.list()
-	if p.group.always() {
-		defer s.held.clear()
-	}
-	if !doubt || len(ids) == 0 {
+	if len(ids) == 0 {
 		return nil
 	}
 	seen, err := c.hub.visible(ctx, p, s.collection, ids)
 	if err != nil {
-		c.mu.Lock()
-		s.doubt = true
-		c.mu.Unlock()
 		return fmt.Errorf("%w: %w", errEvaluate, err)
 	}
 	return c.write(ctx, c.leaves(s, p, ids, seen, s.at))

@@ -87,11 +87,17 @@ func (h *Hub) epoch() string {
 	return ""
 }
 
-// reached reports whether the hub has not gone further than a number.
-func (h *Hub) reached(at int64) bool {
+// reached reports whether a subscription that stands at a number has caught up: with the hub, or with the log while the
+// hub serves nobody. The hub itself must not read what did not fit into a queue.
+func (h *Hub) reached(ctx context.Context, at int64) (bool, error) {
 	h.mu.RLock()
-	defer h.mu.RUnlock()
-	return h.live == 0 || at >= h.at.Seq
+	idle, reached := h.live == 0, at >= h.at.Seq
+	h.mu.RUnlock()
+	if !idle {
+		return reached, nil
+	}
+	now, err := h.changes.Horizon(ctx)
+	return at >= now.Seq, err
 }
 
 // join makes subscriptions live that stand at a number, unless the hub has gone on.

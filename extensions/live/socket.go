@@ -313,7 +313,7 @@ func (s *socket) subscribe(ctx context.Context, f frame.In) {
 		for _, id := range f.Known {
 			made.held.add(id, max(s.hub.cfg.Remember, len(f.Known)))
 		}
-		made.doubt = len(f.Known) > 0
+		made.doubt, made.claim = len(f.Known) > 0, len(f.Known) > 0
 	}
 	s.reply(frame.Out{Type: "subbed", ID: f.ID, Sub: f.Sub, Cursor: at.String()})
 	if reason != "" {

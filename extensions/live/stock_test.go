@@ -237,7 +237,7 @@ func TestLimitsOnFrames(t *testing.T) {
 func TestChannels(t *testing.T) {
 	everybody := ""
 	s := start(t, func(c *live.Config, d *live.Deps) {
-		c.Channels = []string{"+team:{id}=@collection.teams.id ?= @request.query.id && @collection.teams.members ?= @request.auth.id|>@request.auth.role = 'chief'"}
+		c.Channels = []string{"+team:{id}=@collection.teams.id ?= @request.query.id && @collection.teams.members.id ?= @request.auth.id|>@request.auth.role = 'chief'"}
 		d.Channels = []live.Channel{{Pattern: "lobby", Join: &everybody, Publish: &everybody}}
 	})
 	ada, token := s.user("ada")

@@ -32,7 +32,10 @@ type sub struct {
 	at    int64  // pending: everything up to here was sent; live: what is not after it was sent before
 	group *group // where the hub finds it, nil while it is pending
 	ended bool
+
+	// Only the pump uses these while the subscription is pending, and whoever makes it so.
 	doubt bool // what the client holds must be looked at before the subscription is live
+	claim bool // so must what it says that it holds, before it is sent anything that could drive that out
 
 	held held
 }
