@@ -8,7 +8,7 @@ package hooks
 import (
 	"github.com/pocketbase/pocketbase/core"
 
-	"github.com/satchelbase/satchel/extensions/live"
+	"github.com/satchelbase/satchel/extensions/live/channel"
 )
 
 // Deps is what the policy may use of the extensions; main.go fills it. A hook that sends a push message, for example,
@@ -16,7 +16,7 @@ import (
 type Deps struct{}
 
 // Channels are the broadcast channels of this app, beside those of SATCHEL_LIVE_CHANNELS; it has none.
-func Channels() []live.Channel { return nil }
+func Channels() []channel.Channel { return nil }
 
 // Bind registers the app's hooks. It must run before the application is opened.
 func Bind(app core.App, _ Deps) {

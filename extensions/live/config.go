@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/satchelbase/satchel/extensions/live/channel"
 	"github.com/satchelbase/satchel/extensions/settings"
 )
 
@@ -18,7 +19,7 @@ type Config struct {
 	Queue         settings.Bytes `env:"QUEUE" default:"256KB" help:"events that wait in memory for one connection; a slower client is served from the change log instead"`
 	Remember      int            `env:"REMEMBER" default:"200" help:"records for each subscription whose leaving is noticed, those that were sent last"`
 
-	Channels []string `env:"CHANNELS" default:"" help:"broadcast channels, as pattern=join rule=publish rule; a pattern such as room:{id} gives rules @request.query.id"`
+	Channels []string `env:"CHANNELS" default:"" help:"broadcast channels, as each pattern=join rule|>publish rule; * lets everybody, nothing nobody, + before the pattern shows who is there; a pattern such as room:{id} gives the rules @request.query.id"`
 }
 
 // Validate reports numbers that cannot work, and channels that are not well-formed.
@@ -39,7 +40,7 @@ func (c Config) Validate() error {
 		problems = append(problems, errors.New("QUEUE: must be between 4KB and 64MB"))
 	}
 	for _, text := range c.Channels {
-		if _, err := parseChannel(text); err != nil {
+		if _, err := channel.Parse(text); err != nil {
 			problems = append(problems, fmt.Errorf("CHANNELS: %w", err))
 		}
 	}

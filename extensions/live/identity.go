@@ -14,6 +14,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/pocketbase/pocketbase/core"
 
+	"github.com/satchelbase/satchel/extensions/live/feed"
 	"github.com/satchelbase/satchel/extensions/live/frame"
 )
 
@@ -36,7 +37,7 @@ var errRefused = errors.New("the credential is not accepted")
 
 // probe is a request that only asks who somebody is.
 type probe struct {
-	who  identity
+	who  feed.Identity
 	done bool
 }
 
@@ -50,9 +51,9 @@ func probeOf(ctx context.Context) *probe {
 // verify finds out whom a token stands for, by a request to the program itself: whatever the Authorization header takes
 // is taken here, under the same limits. like is the request that opened the connection. Any error but errRefused means
 // that it is not known.
-func (h *Hub) verify(like *http.Request, token string) (*identity, error) {
+func (h *Hub) verify(like *http.Request, token string) (*feed.Identity, error) {
 	if token == "" {
-		return &identity{}, nil
+		return &feed.Identity{}, nil
 	}
 	p := &probe{}
 	ctx, cancel := context.WithTimeout(context.WithValue(context.WithoutCancel(like.Context()), probeKey{}, p), verifyTimeout)
@@ -71,9 +72,9 @@ func (h *Hub) verify(like *http.Request, token string) (*identity, error) {
 	answer := &answer{header: http.Header{}}
 	h.router.ServeHTTP(answer, req)
 	switch {
-	case p.done && p.who.auth != nil:
+	case p.done && p.who.Auth != nil:
 		who := p.who
-		who.token, who.expires = token, expiryOf(token)
+		who.Token, who.Expires = token, expiryOf(token)
 		return &who, nil
 	case p.done, answer.status == http.StatusUnauthorized, answer.status == http.StatusForbidden:
 		return nil, errRefused
@@ -102,8 +103,8 @@ func (a *answer) Write(b []byte) (int, error) {
 
 // identify answers a probe.
 func identify(e *core.RequestEvent, p *probe) error {
-	p.who.auth, p.done = e.Auth, true
-	p.who.session, _ = e.Get(sessionKey).(string)
+	p.who.Auth, p.done = e.Auth, true
+	p.who.Session, _ = e.Get(sessionKey).(string)
 	return e.NoContent(http.StatusNoContent)
 }
 
@@ -127,31 +128,28 @@ func bearer(header string) string {
 func accountOf(record *core.Record) string { return record.Collection().Id + "/" + record.Id }
 
 // key is what the limit of connections counts by.
-func (c *conn) key(who *identity) string {
+func keyOf(c *feed.Conn, who *feed.Identity) string {
 	if who == nil { // has not said yet
-		return "new " + c.address
+		return "new " + c.Address
 	}
-	if who.auth == nil {
-		return "guest " + c.address
+	if who.Auth == nil {
+		return "guest " + c.Address
 	}
-	return accountOf(who.auth)
+	return accountOf(who.Auth)
 }
 
 // errTooMany: the account, the address or the server has as many connections as it may have.
 var errTooMany = errors.New("too many connections")
 
 // become makes a connection act for somebody, within the limits.
-func (h *Hub) become(c *conn, who *identity) error {
+func (h *Hub) become(c *feed.Conn, who *feed.Identity) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if _, known := h.conns[c]; !known {
-		return errTooMany
-	}
 	limit := h.cfg.UserConnections
-	if who.auth == nil {
+	if who.Auth == nil {
 		limit = h.cfg.GuestConnections
 	}
-	key, old := c.key(who), c.key(c.who.Load())
+	key, old := keyOf(c, who), keyOf(c, c.Who.Load())
 	if key != old {
 		if len(h.users[key]) >= limit {
 			return errTooMany
@@ -159,20 +157,20 @@ func (h *Hub) become(c *conn, who *identity) error {
 		h.forget(c, old)
 		h.remember(c, key)
 	}
-	c.who.Store(who)
+	c.Who.Store(who)
 	return nil
 }
 
 // remember counts a connection for a key. The lock is held.
-func (h *Hub) remember(c *conn, key string) {
+func (h *Hub) remember(c *feed.Conn, key string) {
 	if h.users[key] == nil {
-		h.users[key] = map[*conn]struct{}{}
+		h.users[key] = map[*feed.Conn]struct{}{}
 	}
 	h.users[key][c] = struct{}{}
 }
 
 // forget takes a connection out of the count of a key. The lock is held.
-func (h *Hub) forget(c *conn, key string) {
+func (h *Hub) forget(c *feed.Conn, key string) {
 	if same := h.users[key]; same != nil {
 		delete(same, c)
 		if len(same) == 0 {
@@ -182,26 +180,27 @@ func (h *Hub) forget(c *conn, key string) {
 }
 
 // enter registers a connection, if there is room.
-func (h *Hub) enter(c *conn) bool {
+func (h *Hub) enter(c *feed.Conn) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	key := c.key(nil)
-	if h.draining || len(h.conns) >= h.cfg.Connections || len(h.users[key]) >= max(h.cfg.GuestConnections, 1) {
+	key := keyOf(c, nil)
+	if h.draining || h.count >= h.cfg.Connections || len(h.users[key]) >= max(h.cfg.GuestConnections, 1) {
 		return false
 	}
 	h.remember(c, key)
-	h.conns[c] = struct{}{}
+	h.count++
+	h.feed.Enter(c)
 	h.connected.Add(1)
 	return true
 }
 
-func (h *Hub) exit(c *conn) {
-	c.leaveAll()
-	h.rooms.leaveAll(c)
+func (h *Hub) exit(c *feed.Conn) {
+	h.feed.Exit(c)
+	h.rooms.LeaveAll(member{c})
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	delete(h.conns, c)
-	h.forget(c, c.key(c.who.Load()))
+	h.count--
+	h.forget(c, keyOf(c, c.Who.Load()))
 	h.connected.Done()
 }
 
@@ -263,10 +262,10 @@ func (h *Hub) tend(ctx context.Context) {
 
 // dropEnded closes the connections of sessions that have ended: one query for all.
 func (h *Hub) dropEnded() {
-	bySession := map[string][]*conn{}
-	for _, c := range h.all() {
-		if who := c.who.Load(); who != nil && who.session != "" {
-			bySession[who.session] = append(bySession[who.session], c)
+	bySession := map[string][]*feed.Conn{}
+	for _, c := range h.feed.Conns() {
+		if who := c.Who.Load(); who != nil && who.Session != "" {
+			bySession[who.Session] = append(bySession[who.Session], c)
 		}
 	}
 	if len(bySession) == 0 {
@@ -283,57 +282,57 @@ func (h *Hub) dropEnded() {
 	}
 	for _, id := range ended {
 		for _, c := range bySession[id] {
-			c.close(frame.CloseAuth, "the session has ended")
+			c.Close(frame.CloseAuth, "the session has ended")
 		}
 	}
 }
 
 func (h *Hub) dropExpired(now time.Time) {
-	for _, c := range h.all() {
-		who := c.who.Load()
-		if who == nil || who.expires.IsZero() {
+	for _, c := range h.feed.Conns() {
+		who := c.Who.Load()
+		if who == nil || who.Expires.IsZero() {
 			continue
 		}
-		end := who.expires
-		if c.stock {
+		end := who.Expires
+		if c.Stock {
 			end = end.Add(stockGrace)
 		}
 		if now.After(end) {
-			c.close(frame.CloseAuth, "the token has expired")
+			c.Close(frame.CloseAuth, "the token has expired")
 		}
 	}
 }
 
 // lookAgain verifies the credentials of those whose account has changed: the password, the address, a role, or all of it.
 func (h *Hub) lookAgain(ids map[string]struct{}, collections []string) {
-	for _, c := range h.all() {
-		who := c.who.Load()
-		if who == nil || who.auth == nil {
+	for _, c := range h.feed.Conns() {
+		who := c.Who.Load()
+		if who == nil || who.Auth == nil {
 			continue
 		}
-		if _, touched := ids[accountOf(who.auth)]; !touched && !slices.Contains(collections, who.auth.Collection().Id) {
+		if _, touched := ids[accountOf(who.Auth)]; !touched && !slices.Contains(collections, who.Auth.Collection().Id) {
 			continue
 		}
-		if c.checking.Swap(true) {
-			h.touched.record(who.auth) // one is under way, which may have looked too early
+		if c.Checking.Swap(true) {
+			h.touched.record(who.Auth) // one is under way, which may have looked too early
 			continue
 		}
 		go h.recheckCredential(c, who)
 	}
 }
 
-func (h *Hub) recheckCredential(c *conn, who *identity) {
-	defer c.checking.Store(false)
-	now, err := h.verify(c.opened, who.token)
+func (h *Hub) recheckCredential(c *feed.Conn, who *feed.Identity) {
+	defer c.Checking.Store(false)
+	now, err := h.verify(c.Opened, who.Token)
 	switch {
 	case errors.Is(err, errRefused):
-		c.close(frame.CloseAuth, "the credential has ended")
+		c.Close(frame.CloseAuth, "the credential has ended")
 	case err != nil:
-		pause(context.Background(), tendEvery)
-		h.touched.record(who.auth)
-	case c.who.CompareAndSwap(who, now):
-		if !sameForRules(who.auth, now.auth) {
-			c.suspend(nil, true)
+		time.Sleep(tendEvery)
+		h.touched.record(who.Auth)
+	case c.Who.CompareAndSwap(who, now):
+		if !sameForRules(who.Auth, now.Auth) {
+			c.Suspend(nil, true)
 		}
 	}
 }

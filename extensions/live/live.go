@@ -6,7 +6,7 @@
 //   - /api/realtime keeps PocketBase's contract for its SDKs, over server-sent events or, for React Native, over the same
 //     WebSocket route with the subprotocol satchel.sse.v1.
 //
-// The only source of events is the change log. The [Hub] evaluates each stretch of it once for every group of
+// The only source of events is the change log. Package feed evaluates each stretch of it once for every group of
 // subscriptions that get the same records; a group is in memory where the form of the rule allows it, and else all groups
 // of one rule share one query. Several changes of one record in a stretch are sent as one, with the last state.
 //
@@ -23,8 +23,11 @@ package live
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,6 +37,8 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/live/channel"
+	"github.com/satchelbase/satchel/extensions/live/feed"
 	"github.com/satchelbase/satchel/extensions/live/frame"
 )
 
@@ -45,8 +50,6 @@ var (
 	ErrFrame         = &extensions.Code{Name: "live.frame_invalid", Status: http.StatusBadRequest, Title: "The frame is not valid"}
 	ErrFilter        = &extensions.Code{Name: "live.filter_invalid", Status: http.StatusBadRequest, Title: "The filter is not valid"}
 	ErrAuth          = &extensions.Code{Name: "live.auth_failed", Status: http.StatusUnauthorized, Title: "The credential is not accepted"}
-	ErrDenied        = &extensions.Code{Name: "live.denied", Status: http.StatusForbidden, Title: "The rules do not allow this"}
-	ErrGone          = &extensions.Code{Name: "live.collection_unknown", Status: http.StatusNotFound, Title: "There is no such collection"}
 	ErrNotCaptured   = &extensions.Code{Name: "live.not_captured", Status: http.StatusBadRequest, Title: "The changes of this collection are not recorded"}
 	ErrSubscriptions = &extensions.Code{Name: "live.too_many_subscriptions", Status: http.StatusTooManyRequests, Title: "There are too many subscriptions"}
 	ErrConnections   = &extensions.Code{Name: "live.too_many_connections", Status: http.StatusTooManyRequests, Title: "There are too many connections"}
@@ -68,26 +71,57 @@ type Deps struct {
 	Sessions Sessions
 
 	// Channels are declared beside those of the settings.
-	Channels []Channel
+	Channels []channel.Channel
+}
+
+// Hub is the feature. It is safe for concurrent use once it is bound to an application.
+type Hub struct {
+	cfg      Config
+	deps     Deps
+	feed     *feed.Hub
+	families []channel.Channel
+	rooms    channel.Rooms
+
+	app    core.App
+	log    *slog.Logger
+	router http.Handler // what this extension's handler wraps
+
+	mu        sync.RWMutex
+	count     int                                // connections
+	users     map[string]map[*feed.Conn]struct{} // by account, or by address for guests
+	clients   map[string]*client                 // of the stock contract
+	draining  bool
+	connected sync.WaitGroup
+
+	touched accounts
+
+	stop    context.CancelFunc
+	stopped sync.WaitGroup
 }
 
 // New makes the hub. cfg must be valid.
-func New(cfg Config, log Log, deps Deps) *Hub {
+func New(cfg Config, log feed.Log, deps Deps) *Hub {
 	h := &Hub{
-		cfg: cfg, deps: deps, changes: log, channels: deps.Channels,
-		topics: map[string]*topic{}, conns: map[*conn]struct{}{}, users: map[string]map[*conn]struct{}{}, clients: map[string]*client{},
-		kick: make(chan struct{}, 1), catching: make(chan struct{}, catchingAtOnce),
+		cfg: cfg, deps: deps, families: deps.Channels, feed: feed.New(feed.Config{Queue: int(cfg.Queue), Remember: cfg.Remember}, log),
+		users: map[string]map[*feed.Conn]struct{}{}, clients: map[string]*client{},
 	}
+	h.feed.Redefined = h.touched.collection
 	for _, text := range cfg.Channels {
-		if c, err := parseChannel(text); err == nil {
-			h.channels = append(h.channels, c)
+		if c, err := channel.Parse(text); err == nil { // it was validated
+			h.families = append(h.families, c)
 		}
 	}
 	return h
 }
 
-// catchingAtOnce is how many connections read the log by themselves at the same time.
-const catchingAtOnce = 8
+// Publish sends data to everybody in a channel, as the server, and returns to how many. No rule is asked.
+func (h *Hub) Publish(name string, data any) (int, error) {
+	raw, err := json.Marshal(data)
+	if err != nil {
+		return 0, fmt.Errorf("encode message: %w", err)
+	}
+	return h.rooms.Publish(nil, name, nil, raw), nil
+}
 
 // Extension makes the hub a feature.
 func (h *Hub) Extension() extensions.Extension {
@@ -95,7 +129,7 @@ func (h *Hub) Extension() extensions.Extension {
 		Name:     "live",
 		Settings: h.cfg,
 		Codes: []*extensions.Code{
-			ErrFrame, ErrFilter, ErrAuth, ErrDenied, ErrGone, ErrNotCaptured, ErrSubscriptions, ErrConnections, ErrUnavailable, ErrUpgrade,
+			ErrFrame, ErrFilter, ErrAuth, feed.ErrDenied, feed.ErrGone, ErrNotCaptured, ErrSubscriptions, ErrConnections, ErrUnavailable, ErrUpgrade,
 		},
 		Bind: h.bind,
 		Handler: func(next http.Handler) http.Handler {
@@ -121,21 +155,12 @@ const (
 
 func (h *Hub) bind(host *extensions.Host) error {
 	h.app, h.log = host.App, host.Logger
+	h.feed.Bind(host.App, host.Logger)
 	h.bindStock(host.App)
 	host.App.OnTerminate().Bind(&hook.Handler[*core.TerminateEvent]{Id: "satchelLiveDrain", Priority: drainPriority, Func: func(e *core.TerminateEvent) error {
 		h.drain()
 		return e.Next()
 	}})
-	host.App.OnRecordDelete().Bind(&hook.Handler[*core.RecordEvent]{Id: "satchelLive", Priority: outermost, Func: func(e *core.RecordEvent) error {
-		if h.watched(e.Record.Collection().Id) {
-			h.deleted.put(e.Record)
-		}
-		return e.Next()
-	}})
-	host.App.OnRecordAfterDeleteError().BindFunc(func(e *core.RecordErrorEvent) error {
-		h.deleted.drop(e.Record.Collection().Id, e.Record.Id)
-		return e.Next()
-	})
 	account := func(e *core.RecordEvent) error {
 		if e.Record.Collection().IsAuth() {
 			h.touched.record(e.Record)
@@ -173,13 +198,11 @@ func (h *Hub) serve(e *core.RequestEvent) error {
 }
 
 func (h *Hub) start(ctx context.Context, _ *extensions.Host) error {
-	at, err := h.changes.Horizon(ctx)
-	if err != nil {
+	if _, err := h.feed.Now(ctx); err != nil {
 		return fmt.Errorf("read change log: %w", err)
 	}
-	h.adopt(at)
 	ctx, h.stop = context.WithCancel(ctx)
-	h.stopped.Go(func() { h.run(ctx) })
+	h.stopped.Go(func() { h.feed.Run(ctx) })
 	h.stopped.Go(func() { h.tend(ctx) })
 	return nil
 }
@@ -189,8 +212,8 @@ func (h *Hub) drain() {
 	h.mu.Lock()
 	h.draining = true
 	h.mu.Unlock()
-	for _, c := range h.all() {
-		c.close(frame.CloseRestart, "the server restarts")
+	for _, c := range h.feed.Conns() {
+		c.Close(frame.CloseRestart, "the server restarts")
 	}
 	done := make(chan struct{})
 	go func() {
@@ -202,6 +225,9 @@ func (h *Hub) drain() {
 	case <-time.After(drainWithin):
 	}
 }
+
+// farBehind is a number of changes that the hub has in a moment's work only when it cannot keep up.
+const farBehind = 500
 
 // drainWithin is how long clients get to acknowledge that the connection closes.
 const drainWithin = 2 * time.Second
@@ -231,12 +257,12 @@ func (h *Hub) end(ctx context.Context) error {
 }
 
 func (h *Hub) check(context.Context, *extensions.Host) extensions.Result {
-	n, limit := len(h.all()), h.cfg.Connections
+	n, limit := len(h.feed.Conns()), h.cfg.Connections
 	message := fmt.Sprintf("%d of %d connections", n, limit)
 	if n*10 > limit*9 {
 		return extensions.Result{Level: extensions.Warn, Message: message, Next: "raise SATCHEL_LIVE_CONNECTIONS"}
 	}
-	if behind := h.behind.Load(); behind >= batch {
+	if behind := h.feed.Behind.Load(); behind >= farBehind {
 		return extensions.Result{Level: extensions.Warn, Message: fmt.Sprintf("%s; events are at least %d changes behind", message, behind), Next: "see satchel_live_behind_count"}
 	}
 	return extensions.Result{Message: message}
@@ -245,12 +271,12 @@ func (h *Hub) check(context.Context, *extensions.Host) extensions.Result {
 func (h *Hub) metrics() []extensions.Metric {
 	counter := func(n *atomic.Uint64) func() float64 { return func() float64 { return float64(n.Load()) } }
 	return []extensions.Metric{
-		{Name: "satchel_live_connections_count", Help: "Clients that are connected.", Read: func() float64 { return float64(len(h.all())) }},
-		{Name: "satchel_live_subscriptions_count", Help: "Subscriptions to records.", Read: func() float64 { return float64(h.subscriptions.Load()) }},
-		{Name: "satchel_live_behind_count", Help: "Changes that the last reading of the log found.", Read: func() float64 { return float64(h.behind.Load()) }},
-		{Name: "satchel_live_deliveries_total", Help: "Events sent to clients.", Counter: true, Read: counter(&h.deliveries)},
-		{Name: "satchel_live_lags_total", Help: "Times that a client was too slow for its queue.", Counter: true, Read: counter(&h.lags)},
-		{Name: "satchel_live_resets_total", Help: "Times that a client was told to list anew.", Counter: true, Read: counter(&h.resets)},
-		{Name: "satchel_live_dropped_total", Help: "Messages of channels that a slow client has missed.", Counter: true, Read: counter(&h.dropped)},
+		{Name: "satchel_live_connections_count", Help: "Clients that are connected.", Read: func() float64 { return float64(len(h.feed.Conns())) }},
+		{Name: "satchel_live_subscriptions_count", Help: "Subscriptions to records.", Read: func() float64 { return float64(h.feed.Subscriptions.Load()) }},
+		{Name: "satchel_live_behind_count", Help: "Changes that the last reading of the log found.", Read: func() float64 { return float64(h.feed.Behind.Load()) }},
+		{Name: "satchel_live_deliveries_total", Help: "Events sent to clients.", Counter: true, Read: counter(&h.feed.Deliveries)},
+		{Name: "satchel_live_lags_total", Help: "Times that a client was too slow for its queue.", Counter: true, Read: counter(&h.feed.Lags)},
+		{Name: "satchel_live_resets_total", Help: "Times that a client was told to list anew.", Counter: true, Read: counter(&h.feed.Resets)},
+		{Name: "satchel_live_dropped_total", Help: "Messages of channels that a slow client has missed.", Counter: true, Read: counter(&h.feed.Dropped)},
 	}
 }

@@ -2,10 +2,10 @@ package live
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,6 +14,8 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/changes"
+	"github.com/satchelbase/satchel/extensions/live/channel"
+	"github.com/satchelbase/satchel/extensions/live/feed"
 	"github.com/satchelbase/satchel/extensions/live/frame"
 	"github.com/satchelbase/satchel/extensions/rows"
 )
@@ -21,9 +23,6 @@ import (
 const (
 	// authWithin is how long a client may take to say who it is.
 	authWithin = 10 * time.Second
-
-	// cutAfter is how long a connection that is closed may take to say so.
-	cutAfter = 700 * time.Millisecond
 
 	// compressFrom is the size from which a message is compressed, in bytes. Without context takeover a connection keeps no
 	// window in memory between two messages.
@@ -52,18 +51,18 @@ type wire struct {
 
 func (w *wire) write(ctx context.Context, raw []byte) error {
 	// Not the context of the connection: a write that is cancelled would cut it without the close frame.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), feed.WriteTimeout)
 	defer cancel()
 	err := w.ws.Write(ctx, websocket.MessageText, raw)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return closing{frame.CloseSlow, "the client does not read"}
+		return feed.End(frame.CloseSlow, "the client does not read")
 	}
 	return err
 }
 
-func (w *wire) events(ctx context.Context, items []item) error {
+func (w *wire) Events(ctx context.Context, items []feed.Item) error {
 	for _, i := range items {
-		w.buf = frame.AppendEvent(w.buf[:0], i.sub.name, &i.body.Event)
+		w.buf = frame.AppendEvent(w.buf[:0], i.Sub.Name, &i.Body.Event)
 		if err := w.write(ctx, w.buf); err != nil {
 			return err
 		}
@@ -74,38 +73,33 @@ func (w *wire) events(ctx context.Context, items []item) error {
 	return nil
 }
 
-func (w *wire) send(ctx context.Context, m message) error { return w.write(ctx, m.frame) }
+func (w *wire) Send(ctx context.Context, m feed.Message) error { return w.write(ctx, m.Frame) }
 
 // ping waits for the answer, which the goroutine that reads receives.
-func (w *wire) ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+func (w *wire) Ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, feed.WriteTimeout)
 	defer cancel()
 	err := w.ws.Ping(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {
-		return closing{frame.CloseSlow, "the client does not answer"}
+		return feed.End(frame.CloseSlow, "the client does not answer")
 	}
 	return err
 }
 
-func (w *wire) cut() { _ = w.ws.CloseNow() }
+func (w *wire) Cut() { _ = w.ws.CloseNow() }
 
-func (w *wire) close(code int, reason string) { _ = w.ws.Close(websocket.StatusCode(code), reason) }
+func (w *wire) Close(code int, reason string) { _ = w.ws.Close(websocket.StatusCode(code), reason) }
 
 // socket is a connection that speaks the protocol of package frame.
 type socket struct {
-	*conn
+	*feed.Conn
+	hub    *Hub
+	ctx    context.Context // of the connection, which outlives the request that opened it
 	ws     *websocket.Conn
 	tokens float64 // frames that the client may send at once
 	refill time.Time
 
 	rooms map[string]string // channel by the name of the subscription
-}
-
-func (h *Hub) newConn(e *core.RequestEvent, stock bool, out transport) *conn {
-	return &conn{
-		id: strings.ToLower(rand.Text()), hub: h, stock: stock, address: e.RealIP(), opened: e.Request, out: out,
-		wake: make(chan struct{}, 1), subs: map[string]*sub{},
-	}
 }
 
 // serveSocket talks to a client until one of the two has enough.
@@ -117,43 +111,23 @@ func (h *Hub) serveSocket(e *core.RequestEvent) error {
 	defer func() { _ = ws.CloseNow() }()
 	w := &wire{ws: ws}
 	if ws.Subprotocol() != frame.Subprotocol {
-		w.close(int(websocket.StatusPolicyViolation), "the subprotocol is "+frame.Subprotocol)
+		w.Close(int(websocket.StatusPolicyViolation), "the subprotocol is "+frame.Subprotocol)
 		return nil
 	}
-	s := &socket{conn: h.newConn(e, false, w), ws: ws, refill: time.Now(), rooms: map[string]string{}}
-	s.tokens = float64(h.burst())
-	if !h.enter(s.conn) {
-		w.close(frame.CloseLimit, errTooMany.Error())
+	s := &socket{hub: h, ws: ws, tokens: float64(h.burst()), refill: time.Now(), rooms: map[string]string{}}
+	s.Conn, s.ctx = h.feed.NewConn(context.WithoutCancel(e.Request.Context()), e.Request, e.RealIP(), false, w)
+	if !h.enter(s.Conn) {
+		w.Close(frame.CloseLimit, errTooMany.Error())
 		return nil
 	}
-	defer h.exit(s.conn)
-	end := s.run(context.WithoutCancel(e.Request.Context()))
-	w.close(end.code, end.reason)
+	defer h.exit(s.Conn)
+	go func() { s.Fail(s.read(s.ctx)) }() // ends with the connection
+	end := s.Talk(s.ctx)
+	w.Close(end.Code, end.Reason)
 	return nil
 }
 
 func (h *Hub) burst() int { return 5 * h.cfg.Frames }
-
-// run serves both directions and returns why they have ended.
-func (s *socket) run(ctx context.Context) closing {
-	ctx, s.cancel = context.WithCancelCause(ctx)
-	go func() { s.cancel(s.read(ctx)) }() // ends with the connection
-	return s.talk(ctx)
-}
-
-// talk pumps until the context ends and returns why. Clients that hinder the end are cut a moment later.
-func (c *conn) talk(ctx context.Context) closing {
-	context.AfterFunc(ctx, func() { time.AfterFunc(cutAfter, c.out.cut) })
-	err := c.pump(ctx)
-	if _, ok := errors.AsType[closing](err); !ok && ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
-	c.cancel(err)
-	if end, ok := errors.AsType[closing](err); ok {
-		return end
-	}
-	return closing{int(websocket.StatusNormalClosure), ""}
-}
 
 // read takes what the client sends.
 func (s *socket) read(ctx context.Context) error {
@@ -161,26 +135,26 @@ func (s *socket) read(ctx context.Context) error {
 	defer cancel()
 	for {
 		limit := context.WithoutCancel(ctx) // a cancelled read would close the connection without a word
-		if s.who.Load() == nil {
+		if s.Who.Load() == nil {
 			limit = first
 		}
 		kind, raw, err := s.ws.Read(limit)
 		if errors.Is(err, context.DeadlineExceeded) {
-			return closing{frame.CloseAuth, "the first frame must be auth"}
+			return feed.End(frame.CloseAuth, "the first frame must be auth")
 		}
 		if err != nil {
 			return err
 		}
 		if !s.allowance() {
-			return closing{frame.CloseLimit, "too many frames"}
+			return feed.End(frame.CloseLimit, "too many frames")
 		}
 		if kind != websocket.MessageText {
-			return closing{int(websocket.StatusUnsupportedData), "frames are text"}
+			return feed.End(int(websocket.StatusUnsupportedData), "frames are text")
 		}
 		f, err := frame.Parse(raw)
 		if err != nil {
-			if s.who.Load() == nil {
-				return closing{frame.CloseAuth, "the first frame must be auth"}
+			if s.Who.Load() == nil {
+				return feed.End(frame.CloseAuth, "the first frame must be auth")
 			}
 			s.fail(f, ErrFrame, err.Error())
 			continue
@@ -201,14 +175,14 @@ func (s *socket) allowance() bool {
 }
 
 func (s *socket) fail(f frame.In, code *extensions.Code, detail string) {
-	s.answer(message{frame: frame.Error(f.ID, f.Sub, code, detail)})
+	s.Answer(feed.Message{Frame: frame.Error(f.ID, f.Sub, code, detail)})
 }
 
-func (s *socket) reply(o frame.Out) { s.answer(message{frame: o.Bytes()}) }
+func (s *socket) reply(o frame.Out) { s.Answer(feed.Message{Frame: o.Bytes()}) }
 
 func (s *socket) handle(ctx context.Context, f frame.In) error {
-	if s.who.Load() == nil && f.Type != "auth" {
-		return closing{frame.CloseAuth, "the first frame must be auth"}
+	if s.Who.Load() == nil && f.Type != "auth" {
+		return feed.End(frame.CloseAuth, "the first frame must be auth")
 	}
 	switch f.Type {
 	case "auth":
@@ -224,8 +198,8 @@ func (s *socket) handle(ctx context.Context, f frame.In) error {
 	case "publish":
 		s.publish(f)
 	case "presence":
-		if !s.hub.rooms.state(s.conn, s.rooms[f.Sub], json.RawMessage(f.State)) {
-			s.fail(f, ErrDenied, "there is no presence to change")
+		if !s.hub.rooms.State(member{s.Conn}, s.rooms[f.Sub], json.RawMessage(f.State)) {
+			s.fail(f, feed.ErrDenied, "there is no presence to change")
 		}
 	case "ping":
 		s.reply(frame.Out{Type: "pong", ID: f.ID})
@@ -235,45 +209,41 @@ func (s *socket) handle(ctx context.Context, f frame.In) error {
 
 // authenticate accepts a credential, the first one or a newer one of the same account.
 func (s *socket) authenticate(ctx context.Context, f frame.In) error {
-	who, err := s.hub.verify(s.opened, f.Token)
+	who, err := s.hub.verify(s.Opened, f.Token)
 	if errors.Is(err, errRefused) {
 		s.fail(f, ErrAuth, "")
-		return closing{frame.CloseAuth, "the credential is not accepted"}
+		return feed.End(frame.CloseAuth, "the credential is not accepted")
 	}
 	if err != nil {
 		s.fail(f, ErrUnavailable, "")
-		return closing{int(websocket.StatusTryAgainLater), "the credential cannot be verified now"}
+		return feed.End(int(websocket.StatusTryAgainLater), "the credential cannot be verified now")
 	}
-	was := s.who.Load()
-	if was != nil && was.auth != nil && (who.auth == nil || accountOf(was.auth) != accountOf(who.auth)) {
-		return closing{frame.CloseAuth, "another account needs another connection"}
+	was := s.Who.Load()
+	if was != nil && was.Auth != nil && (who.Auth == nil || accountOf(was.Auth) != accountOf(who.Auth)) {
+		return feed.End(frame.CloseAuth, "another account needs another connection")
 	}
-	if err := s.hub.become(s.conn, who); err != nil {
-		return closing{frame.CloseLimit, err.Error()}
+	if err := s.hub.become(s.Conn, who); err != nil {
+		return feed.End(frame.CloseLimit, err.Error())
 	}
-	at, err := s.hub.changes.Horizon(ctx)
+	at, err := s.hub.feed.Now(ctx)
 	if err != nil {
-		return closing{int(websocket.StatusTryAgainLater), "the change log cannot be read now"}
+		return feed.End(int(websocket.StatusTryAgainLater), "the change log cannot be read now")
 	}
-	out := frame.Out{Type: "ready", ID: f.ID, Connection: s.id, Cursor: at.String()}
-	if who.auth != nil {
-		out.User = &frame.User{Collection: who.auth.Collection().Name, ID: who.auth.Id}
+	out := frame.Out{Type: "ready", ID: f.ID, Connection: s.ID, Cursor: at.String()}
+	if who.Auth != nil {
+		out.User = &frame.User{Collection: who.Auth.Collection().Name, ID: who.Auth.Id}
 	}
-	if !who.expires.IsZero() {
-		out.ExpiresAt = who.expires.UTC().Format(time.RFC3339)
+	if !who.Expires.IsZero() {
+		out.ExpiresAt = who.Expires.UTC().Format(time.RFC3339)
 	}
 	s.reply(out)
-	if was != nil && (was.auth == nil) != (who.auth == nil) {
-		s.suspend(nil, true)
+	if was != nil && (was.Auth == nil) != (who.Auth == nil) {
+		s.Suspend(nil, true)
 	}
 	return nil
 }
 
-func (s *socket) count() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.subs) + len(s.rooms)
-}
+func (s *socket) count() int { return len(s.Names()) + len(s.rooms) }
 
 // subscribe starts a subscription, where the cursor says or now.
 func (s *socket) subscribe(ctx context.Context, f frame.In) {
@@ -290,12 +260,11 @@ func (s *socket) subscribe(ctx context.Context, f frame.In) {
 		s.fail(f, code, detail)
 		return
 	}
-	now, err := s.hub.changes.Horizon(ctx)
+	now, err := s.hub.feed.Now(ctx)
 	if err != nil {
 		s.fail(f, ErrUnavailable, "")
 		return
 	}
-	s.hub.adopt(now)
 	at, reason := now, ""
 	if f.Cursor != "" {
 		given, ok := changes.ParsePosition(f.Cursor)
@@ -308,116 +277,116 @@ func (s *socket) subscribe(ctx context.Context, f frame.In) {
 			at = given
 		}
 	}
-	made.at = at.Seq
+	made.At = at.Seq
 	if reason == "" {
-		for _, id := range f.Known {
-			made.held.add(id, max(s.hub.cfg.Remember, len(f.Known)))
-		}
-		made.doubt, made.claim = len(f.Known) > 0, len(f.Known) > 0
+		made.Hold(f.Known, s.hub.cfg.Remember)
 	}
 	s.reply(frame.Out{Type: "subbed", ID: f.ID, Sub: f.Sub, Cursor: at.String()})
 	if reason != "" {
-		s.hub.resets.Add(1)
+		s.hub.feed.Resets.Add(1)
 		s.reply(frame.Out{Type: "reset", Sub: f.Sub, Reason: reason, Cursor: at.String()})
 	}
-	s.add(made)
+	s.Add(made)
 }
 
 // define checks what a client wants to see.
-func (s *socket) define(ctx context.Context, f frame.In) (*sub, *extensions.Code, string) {
-	auth := s.who.Load().auth
+func (s *socket) define(ctx context.Context, f frame.In) (*feed.Sub, *extensions.Code, string) {
+	auth := s.Who.Load().Auth
 	collection, err := s.hub.app.FindCachedCollectionByNameOrId(f.Collection)
 	if err != nil {
-		return nil, ErrGone, "there is no such collection"
+		return nil, feed.ErrGone, "there is no such collection"
 	}
-	if _, err := s.hub.changes.Collection(ctx, collection.Id); errors.Is(err, changes.ErrNotCaptured) {
+	if err := s.hub.feed.Captured(ctx, collection.Id); errors.Is(err, changes.ErrNotCaptured) {
 		return nil, ErrNotCaptured, ""
 	} else if err != nil {
 		return nil, ErrUnavailable, ""
 	}
-	made := &sub{
-		conn: s.conn, name: f.Sub, collection: collection.Id, record: f.Record, filter: f.Filter, expand: f.Expand,
-		query: map[string]string{}, headers: map[string]string{},
+	made := &feed.Sub{
+		Name: f.Sub, Collection: collection.Id, Record: f.Record, Filter: f.Filter, Expand: f.Expand,
+		Query: map[string]string{}, Headers: map[string]string{},
 	}
-	if made.fields, err = rows.ParseFields(f.Fields); err != nil {
+	if made.Fields, err = rows.ParseFields(f.Fields); err != nil {
 		return nil, ErrFrame, "fields: " + err.Error()
 	}
 	if _, err := rows.ParseExpand(s.hub.app, collection, f.Expand); err != nil {
 		return nil, ErrFrame, "expand: " + err.Error()
 	}
-	if err := s.hub.checkFilter(made, collection, auth); err != nil {
+	if err := usesRuleFields(f.Filter, auth); err != nil {
 		return nil, ErrFilter, err.Error()
 	}
-	if _, err := s.hub.place(made, auth); errors.Is(err, errDenied) {
-		return nil, ErrDenied, ""
-	} else if err != nil {
+	err = s.hub.feed.Check(made, auth)
+	if _, ok := errors.AsType[*rows.FilterError](err); ok {
+		return nil, ErrFilter, err.Error()
+	}
+	if errors.Is(err, feed.ErrNoRule) {
+		return nil, feed.ErrDenied, ""
+	}
+	if err != nil {
 		s.hub.log.Warn("a subscription cannot be evaluated", "collection", collection.Name, "error", err)
 		return nil, ErrUnavailable, ""
 	}
 	return made, nil, ""
 }
 
-// checkFilter builds a client's filter once, so that a mistake is told at once.
-func (h *Hub) checkFilter(s *sub, collection *core.Collection, auth *core.Record) error {
-	if s.filter == "" {
-		return nil
-	}
-	superuser := auth != nil && auth.IsSuperuser()
+// usesRuleFields refuses what only rules may use to everybody but superusers.
+func usesRuleFields(filter string, auth *core.Record) error {
 	for _, field := range []string{"@collection.", "@request."} {
-		if !superuser && strings.Contains(s.filter, field) {
+		if (auth == nil || !auth.IsSuperuser()) && strings.Contains(filter, field) {
 			return fmt.Errorf("only superusers can use %s in a filter", field)
 		}
 	}
-	empty := ""
-	return rows.Where(h.app.RecordQuery(collection), h.app, collection, s.info(auth), &empty, s.filter)
+	return nil
 }
 
 func (s *socket) unsubscribe(f frame.In) {
-	if channel, ok := s.rooms[f.Sub]; ok {
+	if name, ok := s.rooms[f.Sub]; ok {
 		delete(s.rooms, f.Sub)
-		s.hub.rooms.leave(s.conn, channel)
-	} else if !s.drop(f.Sub) {
+		s.hub.rooms.Leave(member{s.Conn}, name)
+	} else if !s.Drop(f.Sub) {
 		s.fail(f, ErrFrame, "there is no such subscription")
 		return
 	}
 	s.reply(frame.Out{Type: "unsub", ID: f.ID, Sub: f.Sub})
 }
 
-func (s *socket) member(state json.RawMessage) frame.Member {
-	m := frame.Member{Connection: s.id, State: state}
-	if auth := s.who.Load().auth; auth != nil {
+// member is a connection in a channel.
+type member struct{ conn *feed.Conn }
+
+// Broadcast queues a frame that may be lost.
+func (m member) Broadcast(raw []byte) { m.conn.Broadcast(feed.Message{Frame: raw}) }
+
+func (s *socket) self(state json.RawMessage) frame.Member {
+	m := frame.Member{Connection: s.ID, State: state}
+	if auth := s.Who.Load().Auth; auth != nil {
 		m.User = &frame.User{Collection: auth.Collection().Name, ID: auth.Id}
 	}
 	return m
 }
 
 func (s *socket) joinChannel(f frame.In) {
-	channel, values, ok := s.hub.channelOf(f.Channel)
+	family, values, ok := channel.Find(s.hub.families, f.Channel)
 	allowed := false
 	if ok {
 		var err error
-		if allowed, err = s.hub.allowed(channel.Join, values, s.who.Load().auth); err != nil {
+		if allowed, err = channel.Allowed(s.hub.app, family.Join, values, s.Who.Load().Auth); err != nil {
 			s.hub.log.Warn("a channel cannot be joined", "channel", f.Channel, "error", err)
 		}
 	}
-	s.mu.Lock()
-	taken := s.subs[f.Sub] != nil
-	s.mu.Unlock()
-	if _, has := s.rooms[f.Sub]; has || taken {
+	if _, taken := s.rooms[f.Sub]; taken || slices.Contains(s.Names(), f.Sub) {
 		s.fail(f, ErrFrame, "the name is in use")
 		return
 	}
-	if _, _, in := s.hub.rooms.seat(s.conn, f.Channel); in {
+	if _, in := s.hub.rooms.Seat(member{s.Conn}, f.Channel); in {
 		s.fail(f, ErrFrame, "the connection is in the channel already")
 		return
 	}
 	switch {
 	case !allowed:
-		s.fail(f, ErrDenied, "the channel cannot be joined")
+		s.fail(f, feed.ErrDenied, "the channel cannot be joined")
 	case s.count() >= s.hub.cfg.Subscriptions:
 		s.fail(f, ErrSubscriptions, "")
 	default:
-		there, err := s.hub.rooms.join(s.conn, f.Channel, f.Sub, channel, values, s.member(json.RawMessage(f.State)))
+		there, err := s.hub.rooms.Join(member{s.Conn}, f.Channel, f.Sub, family, values, s.self(json.RawMessage(f.State)))
 		if err != nil {
 			s.fail(f, ErrSubscriptions, err.Error())
 			return
@@ -430,19 +399,19 @@ func (s *socket) joinChannel(f frame.In) {
 // publish sends to everybody else in the channel.
 func (s *socket) publish(f frame.In) {
 	name := s.rooms[f.Sub]
-	channel, seat, ok := s.hub.rooms.seat(s.conn, name)
+	seat, ok := s.hub.rooms.Seat(member{s.Conn}, name)
 	if !ok {
-		s.fail(f, ErrDenied, "there is no such channel")
+		s.fail(f, feed.ErrDenied, "there is no such channel")
 		return
 	}
-	allowed, err := s.hub.allowed(channel.Publish, seat.values, s.who.Load().auth)
+	allowed, err := channel.Allowed(s.hub.app, seat.Channel.Publish, seat.Values, s.Who.Load().Auth)
 	if err != nil {
 		s.hub.log.Warn("a message cannot be judged", "channel", name, "error", err)
 	}
 	if !allowed {
-		s.fail(f, ErrDenied, "nothing can be published here")
+		s.fail(f, feed.ErrDenied, "nothing can be published here")
 		return
 	}
-	from := s.member(nil)
-	s.hub.rooms.publish(s.conn, name, &from, json.RawMessage(f.Data))
+	from := s.self(nil)
+	s.hub.rooms.Publish(member{s.Conn}, name, &from, json.RawMessage(f.Data))
 }

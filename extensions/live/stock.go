@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"mime"
 	"net/http"
@@ -18,6 +19,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/live/feed"
 	"github.com/satchelbase/satchel/extensions/rows"
 )
 
@@ -28,7 +30,9 @@ const settleAfter = 50 * time.Millisecond
 // only while it has topics that are no records', or while a request of its own looks for it there.
 type client struct {
 	*subscriptions.DefaultClient
-	conn *conn
+	conn *feed.Conn
+	out  feed.Transport
+	hub  *Hub
 
 	mu        sync.Mutex
 	pins      int  // requests that look for it
@@ -49,7 +53,7 @@ func (c *client) Subscriptions(prefixes ...string) map[string]subscriptions.Subs
 	found := c.DefaultClient.Subscriptions(prefixes...)
 	if len(prefixes) > 0 {
 		for topic := range found {
-			if c.conn.hub.isRecordTopic(topic) {
+			if c.hub.isRecordTopic(topic) {
 				delete(found, topic)
 			}
 		}
@@ -76,7 +80,7 @@ func (c *client) Unsubscribe(topics ...string) {
 // Send queues a message of a hook, or of the sign-in by OAuth2.
 func (c *client) Send(m subscriptions.Message) {
 	if !c.IsDiscarded() {
-		c.conn.answer(message{stock: &m})
+		c.conn.Answer(feed.Message{Stock: &m})
 	}
 }
 
@@ -89,21 +93,19 @@ func (c *client) Discard() {
 		return
 	}
 	c.DefaultClient.Discard()
-	c.conn.close(0, "discarded")
+	c.conn.Close(0, "discarded")
 }
 
 // settle makes the subscriptions of the connection those of the client. What was there stays as it is.
 func (c *client) settle() {
-	h := c.conn.hub
+	h := c.hub
 	topics := c.DefaultClient.Subscriptions()
 	custom := false
-	c.conn.mu.Lock()
-	have := make(map[string]bool, len(c.conn.subs))
-	for name := range c.conn.subs {
+	have := map[string]bool{}
+	for _, name := range c.conn.Names() {
 		have[name] = true
 	}
-	c.conn.mu.Unlock()
-	var fresh []*sub
+	var fresh []*feed.Sub
 	for topic, options := range topics {
 		switch s, ok := h.stockSub(c.conn, topic, options); {
 		case !ok:
@@ -115,7 +117,7 @@ func (c *client) settle() {
 		}
 	}
 	for name := range have {
-		c.conn.drop(name)
+		c.conn.Drop(name)
 	}
 	c.begin(fresh)
 	c.mu.Lock()
@@ -125,27 +127,26 @@ func (c *client) settle() {
 }
 
 // begin starts subscriptions from now on.
-func (c *client) begin(fresh []*sub) {
+func (c *client) begin(fresh []*feed.Sub) {
 	if len(fresh) == 0 {
 		return
 	}
-	h := c.conn.hub
-	now, err := h.changes.Horizon(context.Background())
+	h := c.hub
+	now, err := h.feed.Now(context.Background())
 	if err != nil {
 		h.log.Warn("a subscription cannot begin", "error", err)
-		c.conn.close(0, "the change log cannot be read")
+		c.conn.Close(0, "the change log cannot be read")
 		return
 	}
-	h.adopt(now)
 	for _, s := range fresh {
-		s.at = now.Seq
-		c.conn.add(s)
+		s.At = now.Seq
+		c.conn.Add(s)
 	}
 }
 
 // list registers the client with the broker or takes it out; pin counts requests.
 func (c *client) list(pin int) {
-	broker := c.conn.hub.app.SubscriptionsBroker()
+	broker := c.hub.app.SubscriptionsBroker()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.pins += pin
@@ -196,23 +197,26 @@ func (h *Hub) isRecordTopic(topic string) bool {
 
 // stockSub makes a subscription of a topic. It reports false for topics that are no records', and returns nil for those
 // that get nothing.
-func (h *Hub) stockSub(c *conn, topic string, options subscriptions.SubscriptionOptions) (*sub, bool) {
+func (h *Hub) stockSub(c *feed.Conn, topic string, options subscriptions.SubscriptionOptions) (*feed.Sub, bool) {
 	collection, record, ok := h.collectionOf(topic)
 	if !ok {
 		return nil, false
 	}
-	s := &sub{
-		conn: c, name: topic, collection: collection.Id, record: record, query: options.Query, headers: options.Headers,
-		filter: options.Query["filter"], expand: options.Query["expand"],
+	s := &feed.Sub{
+		Name: topic, Collection: collection.Id, Record: record, Query: options.Query, Headers: options.Headers,
+		Filter: options.Query["filter"], Expand: options.Query["expand"],
 	}
 	if fields, err := rows.ParseFields(options.Query["fields"]); err == nil { // as before, a mistake chooses all
-		s.fields = fields
+		s.Fields = fields
 	}
 	var auth *core.Record
-	if who := c.who.Load(); who != nil {
-		auth = who.auth
+	if who := c.Who.Load(); who != nil {
+		auth = who.Auth
 	}
-	if h.checkFilter(s, collection, auth) != nil {
+	if usesRuleFields(s.Filter, auth) != nil || h.feed.Captured(context.Background(), collection.Id) != nil {
+		return nil, true
+	}
+	if _, bad := errors.AsType[*rows.FilterError](h.feed.Check(s, auth)); bad {
 		return nil, true
 	}
 	return s, true
@@ -226,24 +230,24 @@ func (h *Hub) bindStock(app core.App) {
 
 // lendClient gives hooks the client that will be served. It does not idle out: it is pinged, and dropped when it is gone.
 func (h *Hub) lendClient(e *core.RealtimeConnectRequestEvent) error {
-	c := &client{DefaultClient: subscriptions.NewDefaultClient()}
+	c := &client{DefaultClient: subscriptions.NewDefaultClient(), hub: h}
 	c.Set(apis.RealtimeClientIPKey, e.RealIP())
 	e.Client, e.IdleTimeout = c, e.MaxTimeout
-	out, ok := e.Get(shimKey).(transport)
+	out, ok := e.Get(shimKey).(feed.Transport)
 	if !ok {
 		out = &stream{event: e.RequestEvent, client: c}
 	}
-	c.conn = h.newConn(e.RequestEvent, true, out)
+	c.out = out
+	var ctx context.Context
+	c.conn, ctx = h.feed.NewConn(e.Request.Context(), e.Request, e.RealIP(), true, out)
+	defer c.conn.Fail(nil)
 	if !h.enter(c.conn) {
 		return &api.Problem{Code: ErrConnections, RetryAfter: time.Minute}
 	}
 	defer h.exit(c.conn)
-	if err := h.become(c.conn, &identity{}); err != nil {
+	if err := h.become(c.conn, &feed.Identity{}); err != nil {
 		return &api.Problem{Code: ErrConnections, RetryAfter: time.Minute}
 	}
-	ctx := e.Request.Context()
-	ctx, c.conn.cancel = context.WithCancelCause(ctx)
-	defer c.conn.cancel(nil)
 	e.Request = e.Request.WithContext(ctx)
 	h.mu.Lock()
 	h.clients[c.Id()] = c
@@ -263,12 +267,12 @@ func (h *Hub) serveStock(e *core.RealtimeConnectRequestEvent) error {
 	if !ok { // a hook serves a client of its own
 		return e.Next()
 	}
-	hello := message{stock: &subscriptions.Message{Name: "PB_CONNECT", Data: []byte(`{"clientId":"` + c.Id() + `"}`)}}
-	c.conn.answer(hello)
-	life := time.AfterFunc(e.MaxTimeout, func() { c.conn.close(0, "the connection has reached its age") })
+	hello := feed.Message{Stock: &subscriptions.Message{Name: "PB_CONNECT", Data: []byte(`{"clientId":"` + c.Id() + `"}`)}}
+	c.conn.Answer(hello)
+	life := time.AfterFunc(e.MaxTimeout, func() { c.conn.Close(0, "the connection has reached its age") })
 	defer life.Stop()
-	end := c.conn.talk(e.Request.Context())
-	c.conn.out.close(end.code, end.reason)
+	end := c.conn.Talk(e.Request.Context())
+	c.out.Close(end.Code, end.Reason)
 	return nil
 }
 
@@ -278,18 +282,18 @@ func (h *Hub) subscribeStock(e *core.RealtimeSubscribeRequestEvent) error {
 	if !ok {
 		return e.Next()
 	}
-	who := &identity{auth: e.Auth}
+	who := &feed.Identity{Auth: e.Auth}
 	if e.Auth != nil {
-		who.token = e.Request.Header.Get("Authorization")
-		who.expires = expiryOf(who.token)
-		who.session, _ = e.Get(sessionKey).(string)
+		who.Token = e.Request.Header.Get("Authorization")
+		who.Expires = expiryOf(who.Token)
+		who.Session, _ = e.Get(sessionKey).(string)
 	}
-	was := c.conn.who.Load()
+	was := c.conn.Who.Load()
 	if err := h.become(c.conn, who); err != nil {
 		return &api.Problem{Code: ErrConnections, RetryAfter: time.Minute}
 	}
-	if was != nil && (was.auth == nil) != (who.auth == nil) {
-		c.conn.suspend(nil, true)
+	if was != nil && (was.Auth == nil) != (who.Auth == nil) {
+		c.conn.Suspend(nil, true)
 	}
 	return e.Next()
 }

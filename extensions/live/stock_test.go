@@ -16,6 +16,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
 	"github.com/satchelbase/satchel/extensions/live"
+	"github.com/satchelbase/satchel/extensions/live/channel"
 	"github.com/satchelbase/satchel/extensions/live/frame"
 )
 
@@ -238,7 +239,7 @@ func TestChannels(t *testing.T) {
 	everybody := ""
 	s := start(t, func(c *live.Config, d *live.Deps) {
 		c.Channels = []string{"+team:{id}=@collection.teams.id ?= @request.query.id && @collection.teams.members.id ?= @request.auth.id|>@request.auth.role = 'chief'"}
-		d.Channels = []live.Channel{{Pattern: "lobby", Join: &everybody, Publish: &everybody}}
+		d.Channels = []channel.Channel{{Pattern: "lobby", Join: &everybody, Publish: &everybody}}
 	})
 	ada, token := s.user("ada")
 	eve, other := s.user("eve")

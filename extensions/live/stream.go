@@ -16,6 +16,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/subscriptions"
 
+	"github.com/satchelbase/satchel/extensions/live/feed"
 	"github.com/satchelbase/satchel/extensions/live/frame"
 )
 
@@ -29,18 +30,18 @@ const shimKey = "satchelLiveShim"
 var errGone = errors.New("the stream has ended")
 
 // stockData is the data of a record's message in the stock contract.
-func stockData(b *body) []byte {
+func stockData(b *feed.Body) []byte {
 	record := b.Record
 	if record == nil {
-		record = b.last
+		record = b.Last
 	}
-	out := make([]byte, 0, len(record)+itemOverhead)
+	out := make([]byte, 0, len(record)+32)
 	out = append(append(append(out, `{"action":"`...), b.Action...), `","record":`...)
 	return append(append(out, record...), '}')
 }
 
 // told reports whether the stock contract has a word for an event. It has none for a record that leaves.
-func (b *body) told() bool { return b.Action != "" }
+func told(b *feed.Body) bool { return b.Action != "" }
 
 // stream sends server-sent events.
 type stream struct {
@@ -48,20 +49,20 @@ type stream struct {
 	client *client
 }
 
-func (s *stream) events(ctx context.Context, items []item) error {
+func (s *stream) Events(ctx context.Context, items []feed.Item) error {
 	for _, i := range items {
-		if !i.body.told() {
+		if !told(i.Body) {
 			continue
 		}
-		if err := s.send(ctx, message{stock: &subscriptions.Message{Name: i.sub.name, Data: stockData(i.body)}}); err != nil {
+		if err := s.Send(ctx, feed.Message{Stock: &subscriptions.Message{Name: i.Sub.Name, Data: stockData(i.Body)}}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *stream) send(_ context.Context, m message) error {
-	return sendStock(s.event, s.client, m.stock, func(e *core.RequestEvent, m *subscriptions.Message) error {
+func (s *stream) Send(_ context.Context, m feed.Message) error {
+	return sendStock(s.event, s.client, m.Stock, func(e *core.RequestEvent, m *subscriptions.Message) error {
 		return s.limited(func() error {
 			if err := m.WriteSSE(e.Response, s.client.Id()); err != nil {
 				return err
@@ -83,12 +84,12 @@ func sendStock(e *core.RequestEvent, c *client, m *subscriptions.Message, write 
 // limited bounds how long a client may take to accept what fn writes.
 func (s *stream) limited(fn func() error) error {
 	control := http.NewResponseController(s.event.Response)
-	if err := control.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	if err := control.SetWriteDeadline(time.Now().Add(feed.WriteTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return err
 	}
 	if err := fn(); err != nil {
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return closing{frame.CloseSlow, "the client does not read"}
+			return feed.End(frame.CloseSlow, "the client does not read")
 		}
 		return fmt.Errorf("%w: %w", errGone, err)
 	}
@@ -96,7 +97,7 @@ func (s *stream) limited(fn func() error) error {
 }
 
 // ping is a comment, which clients ignore.
-func (s *stream) ping(context.Context) error {
+func (s *stream) Ping(context.Context) error {
 	return s.limited(func() error {
 		if _, err := s.event.Response.Write([]byte(":\n\n")); err != nil {
 			return err
@@ -106,12 +107,12 @@ func (s *stream) ping(context.Context) error {
 }
 
 // cut ends a write that waits for the client.
-func (s *stream) cut() {
+func (s *stream) Cut() {
 	_ = http.NewResponseController(s.event.Response).SetWriteDeadline(time.Now())
 }
 
 // close lets the request end, which ends the stream.
-func (s *stream) close(int, string) {}
+func (s *stream) Close(int, string) {}
 
 // shim sends the messages of the stock contract over a WebSocket: {"event","id","data"} each.
 type shim struct {
@@ -120,21 +121,21 @@ type shim struct {
 	owner func() *client
 }
 
-func (s *shim) events(ctx context.Context, items []item) error {
+func (s *shim) Events(ctx context.Context, items []feed.Item) error {
 	for _, i := range items {
-		if !i.body.told() {
+		if !told(i.Body) {
 			continue
 		}
-		if err := s.send(ctx, message{stock: &subscriptions.Message{Name: i.sub.name, Data: stockData(i.body)}}); err != nil {
+		if err := s.Send(ctx, feed.Message{Stock: &subscriptions.Message{Name: i.Sub.Name, Data: stockData(i.Body)}}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (s *shim) send(ctx context.Context, m message) error {
+func (s *shim) Send(ctx context.Context, m feed.Message) error {
 	c := s.owner()
-	return sendStock(s.event, c, m.stock, func(_ *core.RequestEvent, m *subscriptions.Message) error {
+	return sendStock(s.event, c, m.Stock, func(_ *core.RequestEvent, m *subscriptions.Message) error {
 		raw, err := json.Marshal(map[string]string{"event": m.Name, "id": c.Id(), "data": string(m.Data)})
 		if err != nil {
 			return err
@@ -143,11 +144,11 @@ func (s *shim) send(ctx context.Context, m message) error {
 	})
 }
 
-func (s *shim) close(code int, reason string) {
+func (s *shim) Close(code int, reason string) {
 	if code == 0 {
 		code = int(websocket.StatusNormalClosure)
 	}
-	s.wire.close(code, reason)
+	s.wire.Close(code, reason)
 }
 
 // serveShim serves the stock contract over a WebSocket. The hooks of a realtime connection run as for a stream.
@@ -163,7 +164,7 @@ func (h *Hub) serveShim(e *core.RequestEvent) error {
 		c, _ := event.Client.(*client)
 		return c
 	}
-	e.Set(shimKey, transport(out))
+	e.Set(shimKey, feed.Transport(out))
 	ctx, cancel := context.WithCancel(context.WithoutCancel(e.Request.Context()))
 	defer cancel()
 	e.Request = e.Request.WithContext(ctx)
@@ -172,7 +173,7 @@ func (h *Hub) serveShim(e *core.RequestEvent) error {
 		_, _, _ = ws.Read(context.WithoutCancel(ctx))
 	}()
 	if err := h.app.OnRealtimeConnectRequest().Trigger(event, func(*core.RealtimeConnectRequestEvent) error { return nil }); err != nil {
-		out.close(int(websocket.StatusTryAgainLater), "the connection is refused")
+		out.Close(int(websocket.StatusTryAgainLater), "the connection is refused")
 	}
 	return nil
 }

@@ -1,4 +1,5 @@
-package live
+// Package channel carries messages between those who are connected, and tells who is there. All of it is in memory.
+package channel
 
 import (
 	"encoding/json"
@@ -38,9 +39,9 @@ var (
 	variable      = regexp.MustCompile(`\\\{([a-z][A-Za-z0-9]*)\\\}`)
 )
 
-// parseChannel reads "pattern=join=publish". A rule that is missing is nobody's; "*" is everybody. With "+" before it the
+// Parse reads "pattern=join=publish". A rule that is missing is nobody's; "*" is everybody. With "+" before it the
 // pattern has presence.
-func parseChannel(text string) (Channel, error) {
+func Parse(text string) (Channel, error) {
 	parts := strings.SplitN(text, "=", 2)
 	c := Channel{Pattern: parts[0]}
 	c.Pattern, c.Presence = strings.TrimPrefix(parts[0], "+"), strings.HasPrefix(parts[0], "+")
@@ -84,9 +85,9 @@ func (c Channel) match(name string) (map[string]string, bool) {
 	return values, true
 }
 
-// channelOf finds the family of a channel.
-func (h *Hub) channelOf(name string) (Channel, map[string]string, bool) {
-	for _, c := range h.channels {
+// Find returns the family of a channel, and the variables in its name.
+func Find(families []Channel, name string) (Channel, map[string]string, bool) {
+	for _, c := range families {
 		if values, ok := c.match(name); ok {
 			return c, values, true
 		}
@@ -94,11 +95,11 @@ func (h *Hub) channelOf(name string) (Channel, map[string]string, bool) {
 	return Channel{}, nil, false
 }
 
-// channelTable is the name of the table with one row that the rules of channels are evaluated on.
-const channelTable = "live_channel"
+// table is the name of the table with one row that the rules of channels are evaluated on.
+const table = "live_channel"
 
-// allowed evaluates a rule without a record.
-func (h *Hub) allowed(rule *string, values map[string]string, auth *core.Record) (bool, error) {
+// Allowed evaluates a rule without a record.
+func Allowed(app core.App, rule *string, values map[string]string, auth *core.Record) (bool, error) {
 	switch {
 	case auth != nil && auth.IsSuperuser():
 		return true, nil
@@ -111,13 +112,13 @@ func (h *Hub) allowed(rule *string, values map[string]string, auth *core.Record)
 		Context: core.RequestInfoContextRealtime, Method: http.MethodGet, Auth: auth,
 		Query: values, Headers: map[string]string{}, Body: map[string]any{},
 	}
-	collection := core.NewBaseCollection(channelTable)
-	resolver := core.NewRecordFieldResolver(h.app, collection, info, true)
+	collection := core.NewBaseCollection(table)
+	resolver := core.NewRecordFieldResolver(app, collection, info, true)
 	expr, err := search.FilterData(*rule).BuildExpr(resolver)
 	if err != nil {
 		return false, fmt.Errorf("build rule of channel: %w", err)
 	}
-	q := h.app.ConcurrentDB().Select("(1)").PreFragment("WITH {{" + channelTable + "}} AS (SELECT 'channel' AS [[id]])").From(channelTable).AndWhere(expr)
+	q := app.ConcurrentDB().Select("(1)").PreFragment("WITH {{" + table + "}} AS (SELECT 'channel' AS [[id]])").From(table).AndWhere(expr)
 	if err := resolver.UpdateQuery(q); err != nil {
 		return false, fmt.Errorf("join rule of channel: %w", err)
 	}
@@ -128,30 +129,36 @@ func (h *Hub) allowed(rule *string, values map[string]string, auth *core.Record)
 	return len(found) > 0, nil
 }
 
-// rooms is who is in which channel.
-type rooms struct {
+// Member is a connection in a channel. Broadcast must not wait; it may lose what its client is too slow for.
+type Member interface{ Broadcast(frame []byte) }
+
+// Rooms is who is in which channel. The zero value is ready; it is safe for concurrent use.
+type Rooms struct {
 	mu   sync.Mutex
 	open map[string]*room
 }
 
 type room struct {
 	channel Channel
-	members map[*conn]*seat
+	members map[Member]*Seat
 }
 
-// seat is a connection in a channel.
-type seat struct {
+// Seat is a connection in a channel.
+type Seat struct {
+	Channel Channel
+	Values  map[string]string // of the variables in the name
+
 	sub    string
 	member frame.Member
-	values map[string]string
 }
 
-func (r *rooms) join(c *conn, name, sub string, channel Channel, values map[string]string, member frame.Member) ([]frame.Member, error) {
+// Join takes a connection into a channel, under the name of its subscription, and returns who is there if that is shown.
+func (r *Rooms) Join(c Member, name, sub string, channel Channel, values map[string]string, member frame.Member) ([]frame.Member, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at := r.open[name]
 	if at == nil {
-		at = &room{channel, map[*conn]*seat{}}
+		at = &room{channel, map[Member]*Seat{}}
 	}
 	if channel.Presence && len(at.members) >= maxMembers {
 		return nil, errors.New("the channel is full")
@@ -169,30 +176,32 @@ func (r *rooms) join(c *conn, name, sub string, channel Channel, values map[stri
 		there = append(there, member)
 		at.tell(c, frame.Out{Type: "presence", Joined: []frame.Member{member}})
 	}
-	at.members[c] = &seat{sub, member, values}
+	at.members[c] = &Seat{channel, values, sub, member}
 	return there, nil
 }
 
 // tell sends a frame to all but one, under the names that they have given to the channel.
-func (r *room) tell(but *conn, out frame.Out) int {
+func (r *room) tell(but Member, out frame.Out) int {
 	n := 0
 	for c, s := range r.members {
 		if c != but {
 			out.Sub = s.sub
-			c.broadcast(message{frame: out.Bytes()})
+			c.Broadcast(out.Bytes())
 			n++
 		}
 	}
 	return n
 }
 
-func (r *rooms) leave(c *conn, name string) {
+// Leave takes a connection out of a channel.
+func (r *Rooms) Leave(c Member, name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.out(c, name)
 }
 
-func (r *rooms) leaveAll(c *conn) {
+// LeaveAll takes a connection out of all channels.
+func (r *Rooms) LeaveAll(c Member) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for name := range maps.Clone(r.open) {
@@ -200,7 +209,7 @@ func (r *rooms) leaveAll(c *conn) {
 	}
 }
 
-func (r *rooms) out(c *conn, name string) {
+func (r *Rooms) out(c Member, name string) {
 	at := r.open[name]
 	if at == nil || at.members[c] == nil {
 		return
@@ -217,8 +226,8 @@ func (r *rooms) out(c *conn, name string) {
 	}
 }
 
-// state changes what others see of a member.
-func (r *rooms) state(c *conn, name string, state json.RawMessage) bool {
+// State changes what others see of a member.
+func (r *Rooms) State(c Member, name string, state json.RawMessage) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at := r.open[name]
@@ -230,18 +239,19 @@ func (r *rooms) state(c *conn, name string, state json.RawMessage) bool {
 	return true
 }
 
-// seat returns where a connection sits.
-func (r *rooms) seat(c *conn, name string) (Channel, seat, bool) {
+// Seat returns where a connection sits.
+func (r *Rooms) Seat(c Member, name string) (Seat, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at := r.open[name]
 	if at == nil || at.members[c] == nil {
-		return Channel{}, seat{}, false
+		return Seat{}, false
 	}
-	return at.channel, *at.members[c], true
+	return *at.members[c], true
 }
 
-func (r *rooms) publish(but *conn, name string, from *frame.Member, data json.RawMessage) int {
+// Publish sends data to all in a channel but one, and returns to how many.
+func (r *Rooms) Publish(but Member, name string, from *frame.Member, data json.RawMessage) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	at := r.open[name]
@@ -249,13 +259,4 @@ func (r *rooms) publish(but *conn, name string, from *frame.Member, data json.Ra
 		return 0
 	}
 	return at.tell(but, frame.Out{Type: "message", From: from, Data: data})
-}
-
-// Publish sends data to everybody in a channel, as the server, and returns to how many. No rule is asked.
-func (h *Hub) Publish(channel string, data any) (int, error) {
-	raw, err := json.Marshal(data)
-	if err != nil {
-		return 0, fmt.Errorf("encode message: %w", err)
-	}
-	return h.rooms.publish(nil, channel, nil, raw), nil
 }

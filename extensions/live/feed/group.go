@@ -1,4 +1,4 @@
-package live
+package feed
 
 import (
 	"errors"
@@ -16,8 +16,8 @@ import (
 	"github.com/satchelbase/satchel/extensions/rows"
 )
 
-// errDenied: the collection has no rule for anybody but superusers.
-var errDenied = errors.New("only superusers may watch this collection")
+// ErrNoRule says that a collection has no rule for anybody but superusers.
+var ErrNoRule = errors.New("only superusers may watch this collection")
 
 // groupKey stands for everything that decides which records a subscription gets.
 type groupKey struct {
@@ -73,11 +73,11 @@ type viewKey struct {
 // view is the subscriptions of a group for which a record is written once.
 type view struct {
 	key    viewKey
-	like   *sub         // whose request stands for all
+	like   *Sub         // whose request stands for all
 	auth   *core.Record // whose eyes, nil where all see the same
 	enrich bool
 
-	subs atomic.Pointer[[]*sub]
+	subs atomic.Pointer[[]*Sub]
 }
 
 // encode writes a record as the view's subscribers may see it, the way the stock broadcast did: by the enrich hooks, with
@@ -101,7 +101,7 @@ func (v *view) encode(app core.App, record *core.Record) (raw []byte, err error)
 			return nil, fmt.Errorf("enrich record: %w", err)
 		}
 	}
-	return v.like.fields.Encode(nil, clean)
+	return v.like.Fields.Encode(nil, clean)
 }
 
 // placement is where a subscription belongs with its present account.
@@ -111,21 +111,21 @@ type placement struct {
 }
 
 // place finds where a subscription belongs. It asks no rule.
-func (h *Hub) place(s *sub, auth *core.Record) (placement, error) {
-	collection, err := h.app.FindCachedCollectionByNameOrId(s.collection)
+func (h *Hub) place(s *Sub, auth *core.Record) (placement, error) {
+	collection, err := h.app.FindCachedCollectionByNameOrId(s.Collection)
 	if err != nil {
 		return placement{}, fmt.Errorf("find collection: %w", err)
 	}
 	superuser := auth != nil && auth.IsSuperuser()
 	rule := collection.ListRule
-	if s.record != "" {
+	if s.Record != "" {
 		rule = collection.ViewRule
 	}
 	if rule == nil && !superuser {
-		return placement{}, errDenied
+		return placement{}, ErrNoRule
 	}
-	p := placement{group: &group{key: groupKey{collection: collection.Id, record: s.record}}, view: h.viewOf(s, collection, auth)}
-	if test, ok := judge.InMemory(collection, rule, s.filter, auth); ok {
+	p := placement{group: &group{key: groupKey{collection: collection.Id, record: s.Record}}, view: h.viewOf(s, collection, auth)}
+	if test, ok := judge.InMemory(collection, rule, s.Filter, auth); ok {
 		p.group.test, p.group.key.answer = test, test.Key
 		return p, nil
 	}
@@ -139,10 +139,27 @@ func (h *Hub) place(s *sub, auth *core.Record) (placement, error) {
 	return p, nil
 }
 
-func (h *Hub) viewOf(s *sub, collection *core.Collection, auth *core.Record) *view {
+// Check finds mistakes in a subscription: a [*rows.FilterError] in the filter, [ErrNoRule], or another error if it cannot
+// be evaluated. It asks no rule.
+func (h *Hub) Check(s *Sub, auth *core.Record) error {
+	if s.Filter != "" {
+		collection, err := h.app.FindCachedCollectionByNameOrId(s.Collection)
+		if err != nil {
+			return fmt.Errorf("find collection: %w", err)
+		}
+		empty := ""
+		if err := rows.Where(h.app.RecordQuery(collection), h.app, collection, s.Info(auth), &empty, s.Filter); err != nil {
+			return err
+		}
+	}
+	_, err := h.place(s, auth)
+	return err
+}
+
+func (h *Hub) viewOf(s *Sub, collection *core.Collection, auth *core.Record) *view {
 	v := &view{like: s, auth: auth}
-	v.key = viewKey{collection: collection.Id, superuser: auth != nil && auth.IsSuperuser(), fields: s.fields.String(), expand: s.expand}
-	v.enrich = s.expand != "" || collection.IsAuth() || h.app.OnRecordEnrich().Length() > 0
+	v.key = viewKey{collection: collection.Id, superuser: auth != nil && auth.IsSuperuser(), fields: s.Fields.String(), expand: s.Expand}
+	v.enrich = s.Expand != "" || collection.IsAuth() || h.app.OnRecordEnrich().Length() > 0
 	if v.enrich {
 		v.key.options = s.options()
 		if auth != nil {
@@ -161,13 +178,13 @@ type classes struct {
 // maxClasses bounds the questions that are kept; a client can make them by its filters. One takes some 3 KB.
 const maxClasses = 4096
 
-func (h *Hub) classOf(s *sub, collection *core.Collection, rule *string, auth *core.Record) (*class, error) {
-	key := classKey{collection: collection.Id, filter: s.filter}
+func (h *Hub) classOf(s *Sub, collection *core.Collection, rule *string, auth *core.Record) (*class, error) {
+	key := classKey{collection: collection.Id, filter: s.Filter}
 	if rule != nil {
 		key.rule = *rule
 	}
 	viewer, plain := rows.ViewerOf(auth)
-	shared := plain && rows.Lasting(collection, viewer, rule, s.filter)
+	shared := plain && rows.Lasting(collection, viewer, rule, s.Filter)
 	key.viewer = viewer
 	own := s.options()
 	if auth != nil {
@@ -179,7 +196,7 @@ func (h *Hub) classOf(s *sub, collection *core.Collection, rule *string, auth *c
 	if kept := h.classes.get(key); kept != nil {
 		return kept, nil
 	}
-	question, err := judge.NewQuestion(h.app, collection, rule, s.filter, s.info(auth), shared)
+	question, err := judge.NewQuestion(h.app, collection, rule, s.Filter, s.Info(auth), shared)
 	if err != nil {
 		return nil, err
 	}
@@ -187,7 +204,7 @@ func (h *Hub) classOf(s *sub, collection *core.Collection, rule *string, auth *c
 		key.own = "/" + own
 	}
 	made := &class{key: key, question: question}
-	for _, text := range []string{key.rule, s.filter} {
+	for _, text := range []string{key.rule, s.Filter} {
 		if text == "" || viewer.Superuser && text == key.rule {
 			continue
 		}
@@ -244,11 +261,11 @@ func (t *topic) groups(record string) map[groupKey]*group {
 }
 
 // add registers a subscription and returns its group.
-func (t *topic) add(s *sub, p placement) *group {
-	groups := t.groups(s.record)
+func (t *topic) add(s *Sub, p placement) *group {
+	groups := t.groups(s.Record)
 	if groups == nil {
 		groups = map[groupKey]*group{}
-		t.byRecord[s.record] = groups
+		t.byRecord[s.Record] = groups
 	}
 	g := groups[p.group.key]
 	if g == nil {
@@ -259,7 +276,7 @@ func (t *topic) add(s *sub, p placement) *group {
 	views := *g.views.Load()
 	i := slices.IndexFunc(views, func(v *view) bool { return v.key == p.view.key })
 	if i < 0 {
-		p.view.subs.Store(&[]*sub{s})
+		p.view.subs.Store(&[]*Sub{s})
 		grown := append(slices.Clip(slices.Clone(views)), p.view)
 		g.views.Store(&grown)
 		return g
@@ -270,7 +287,7 @@ func (t *topic) add(s *sub, p placement) *group {
 }
 
 // remove takes a subscription out of its group.
-func (t *topic) remove(s *sub, g *group) {
+func (t *topic) remove(s *Sub, g *group) {
 	views := *g.views.Load()
 	for i, v := range views {
 		subs := *v.subs.Load()
@@ -289,8 +306,8 @@ func (t *topic) remove(s *sub, g *group) {
 	if len(*g.views.Load()) > 0 {
 		return
 	}
-	delete(t.groups(s.record), g.key)
-	if s.record != "" && len(t.byRecord[s.record]) == 0 {
-		delete(t.byRecord, s.record)
+	delete(t.groups(s.Record), g.key)
+	if s.Record != "" && len(t.byRecord[s.Record]) == 0 {
+		delete(t.byRecord, s.Record)
 	}
 }

@@ -1,4 +1,4 @@
-package live
+package feed
 
 import (
 	"context"
@@ -12,18 +12,18 @@ import (
 
 // catchUp takes the pending subscriptions that are furthest behind one stretch of the log further, or hands them to the
 // hub when they have reached it.
-func (c *conn) catchUp(ctx context.Context) error {
+func (c *Conn) catchUp(ctx context.Context) error {
 	set, next := c.hindmost()
 	if len(set) == 0 {
 		return nil
 	}
-	auth := c.who.Load().auth
-	placed := make(map[*sub]placement, len(set))
+	auth := c.Who.Load().Auth
+	placed := make(map[*Sub]placement, len(set))
 	for _, s := range slices.Clone(set) {
 		p, err := c.hub.place(s, auth)
 		if err != nil {
 			c.refuse(s, err)
-			set = slices.DeleteFunc(set, func(o *sub) bool { return o == s })
+			set = slices.DeleteFunc(set, func(o *Sub) bool { return o == s })
 			continue
 		}
 		placed[s] = p
@@ -38,7 +38,7 @@ func (c *conn) catchUp(ctx context.Context) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	at := set[0].at
+	at := set[0].At
 	for _, s := range set {
 		if s.claim {
 			s.claim = false
@@ -73,27 +73,27 @@ func (c *conn) catchUp(ctx context.Context) error {
 }
 
 // hindmost are the pending subscriptions with the lowest number, and the next higher number among the others, 0 for none.
-func (c *conn) hindmost() (set []*sub, next int64) {
+func (c *Conn) hindmost() (set []*Sub, next int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, s := range c.pending {
 		switch {
-		case len(set) == 0 || s.at == set[0].at:
+		case len(set) == 0 || s.At == set[0].At:
 			set = append(set, s)
-		case s.at < set[0].at:
-			next, set = set[0].at, []*sub{s}
-		case next == 0 || s.at < next:
-			next = s.at
+		case s.At < set[0].At:
+			next, set = set[0].At, []*Sub{s}
+		case next == 0 || s.At < next:
+			next = s.At
 		}
 	}
 	return set, next
 }
 
 // readLog sends what happened after at, for subscriptions that all stand there, up to next or one stretch further.
-func (c *conn) readLog(ctx context.Context, set []*sub, placed map[*sub]placement, at, next int64) error {
+func (c *Conn) readLog(ctx context.Context, set []*Sub, placed map[*Sub]placement, at, next int64) error {
 	list, to, err := c.hub.changes.Since(ctx, changes.Position{Epoch: c.hub.epoch(), Seq: at}, batch)
 	if reset, ok := errors.AsType[*changes.ResetError](err); ok {
-		if c.hub.adopt(reset.Now); reset.Now.Epoch != c.hub.epoch() {
+		if c.hub.Adopt(reset.Now); reset.Now.Epoch != c.hub.epoch() {
 			return errEvaluate // the hub is about to learn of it
 		}
 		return c.reset(set, string(reset.Reason), reset.Now)
@@ -111,7 +111,7 @@ func (c *conn) readLog(ctx context.Context, set []*sub, placed map[*sub]placemen
 		t := &topic{all: map[groupKey]*group{}, byRecord: map[string]map[groupKey]*group{}}
 		var groups []*group
 		for _, s := range set {
-			if s.collection != id {
+			if s.Collection != id {
 				continue
 			}
 			p := placed[s]
@@ -134,13 +134,13 @@ func (c *conn) readLog(ctx context.Context, set []*sub, placed map[*sub]placemen
 	}
 	c.mu.Lock()
 	for _, s := range set {
-		s.at = max(s.at, to.Seq)
+		s.At = max(s.At, to.Seq)
 	}
 	c.mu.Unlock()
 	if resets := collectionResets(list); len(resets) > 0 {
-		var hit []*sub
+		var hit []*Sub
 		for _, s := range set {
-			if _, ok := resets[s.collection]; ok {
+			if _, ok := resets[s.Collection]; ok {
 				hit = append(hit, s)
 			}
 		}
@@ -169,19 +169,19 @@ func collectionResets(list []changes.Change) map[string]bool {
 }
 
 // reset tells the client that it must list anew. The stock contract has no word for that but a new connection.
-func (c *conn) reset(set []*sub, reason string, now changes.Position) error {
+func (c *Conn) reset(set []*Sub, reason string, now changes.Position) error {
 	if len(set) == 0 {
 		return nil
 	}
-	c.hub.resets.Add(1)
-	if c.stock {
-		return closing{frame.CloseRestart, "events were missed"}
+	c.hub.Resets.Add(1)
+	if c.Stock {
+		return Closing{frame.CloseRestart, "events were missed"}
 	}
 	c.mu.Lock()
 	for _, s := range set {
-		s.at = now.Seq
+		s.At = now.Seq
 		s.held.clear()
-		c.answers = append(c.answers, message{frame: frame.Out{Type: "reset", Sub: s.name, Reason: reason, Cursor: now.String()}.Bytes()})
+		c.answers = append(c.answers, Message{Frame: frame.Out{Type: "reset", Sub: s.Name, Reason: reason, Cursor: now.String()}.Bytes()})
 	}
 	c.told = changes.Position{}
 	c.mu.Unlock()
@@ -189,41 +189,41 @@ func (c *conn) reset(set []*sub, reason string, now changes.Position) error {
 }
 
 // settle looks at what the client holds, where that is in doubt.
-func (c *conn) settle(ctx context.Context, s *sub, p placement) error {
+func (c *Conn) settle(ctx context.Context, s *Sub, p placement) error {
 	ids := s.held.list()
 	if len(ids) == 0 {
 		return nil
 	}
-	seen, err := c.hub.visible(ctx, p, s.collection, ids)
+	seen, err := c.hub.visible(ctx, p, s.Collection, ids)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errEvaluate, err)
 	}
-	return c.write(ctx, c.leaves(s, p, ids, seen, s.at))
+	return c.write(ctx, c.leaves(s, p, ids, seen, s.At))
 }
 
 // leaves takes from the client what it may no longer see.
-func (c *conn) leaves(s *sub, p placement, ids []string, seen map[string]bool, version int64) []item {
-	var items []item
+func (c *Conn) leaves(s *Sub, p placement, ids []string, seen map[string]bool, version int64) []Item {
+	var items []Item
 	slices.Sort(ids)
 	for _, id := range ids {
 		if seen[id] || p.group.key.record != "" && p.group.key.record != id {
 			continue
 		}
 		s.held.remove(id)
-		items = append(items, item{sub: s, body: &body{Event: frame.Event{Collection: c.hub.name(s.collection), ID: id, Version: version}}})
+		items = append(items, Item{Sub: s, Body: &Body{Event: frame.Event{Collection: c.hub.name(s.Collection), ID: id, Version: version}}})
 	}
 	return items
 }
 
 // refuse ends a subscription that its viewer may not have, or not any more.
-func (c *conn) refuse(s *sub, err error) {
-	c.drop(s.name)
-	if c.stock {
+func (c *Conn) refuse(s *Sub, err error) {
+	c.Drop(s.Name)
+	if c.Stock {
 		return
 	}
 	code := ErrDenied
-	if !errors.Is(err, errDenied) {
+	if !errors.Is(err, ErrNoRule) {
 		code = ErrGone
 	}
-	c.answer(message{frame: frame.Error("", s.name, code, "")})
+	c.Answer(Message{Frame: frame.Error("", s.Name, code, "")})
 }

@@ -1,4 +1,4 @@
-package live
+package feed
 
 import (
 	"maps"
@@ -13,23 +13,24 @@ import (
 	"github.com/satchelbase/satchel/extensions/rows"
 )
 
-// sub is one subscription of a connection to a collection or a record. Its definition never changes.
+// Sub is one subscription of a connection to a collection or a record. Its definition never changes.
 //
 // It is either live, then the hub sends what happens, or pending, then its connection reads the log by itself from where
 // the subscription stands until it has reached the hub.
-type sub struct {
-	conn       *conn
-	name       string // what the client calls it; the whole topic in the stock contract
-	collection string // id
-	record     string // empty for the whole collection
-	filter     string
-	expand     string
-	fields     rows.Fields
-	query      map[string]string // what rules see as those of the request
-	headers    map[string]string
+type Sub struct {
+	Name       string // what the client calls it; the whole topic in the stock contract
+	Collection string // id
+	Record     string // empty for the whole collection
+	Filter     string
+	Expand     string
+	Fields     rows.Fields
+	Query      map[string]string // what rules see as those of the request
+	Headers    map[string]string
+
+	conn *Conn // set by Add
 
 	// The connection's lock guards these.
-	at    int64  // pending: everything up to here was sent; live: what is not after it was sent before
+	At    int64  // pending: everything up to here was sent; live: what is not after it was sent before
 	group *group // where the hub finds it, nil while it is pending
 	ended bool
 
@@ -38,6 +39,14 @@ type sub struct {
 	claim bool // so must what it says that it holds, before it is sent anything that could drive that out
 
 	held held
+}
+
+// Hold believes for the time being that the client holds records. It is told of those that it may not see.
+func (s *Sub) Hold(ids []string, limit int) {
+	for _, id := range ids {
+		s.held.add(id, max(limit, len(ids)))
+	}
+	s.doubt, s.claim = len(ids) > 0, len(ids) > 0
 }
 
 // held remembers which records the client was sent and has not been told to forget, the last ones only.
@@ -94,24 +103,24 @@ func (h *held) clear() {
 	h.known, h.order, h.next = nil, nil, 0
 }
 
-// info is the request that the rules see.
-func (s *sub) info(auth *core.Record) *core.RequestInfo {
+// Info is the request that the rules see.
+func (s *Sub) Info(auth *core.Record) *core.RequestInfo {
 	return &core.RequestInfo{
 		Context: core.RequestInfoContextRealtime, Method: http.MethodGet, Auth: auth,
-		Query: s.query, Headers: s.headers, Body: map[string]any{},
+		Query: s.Query, Headers: s.Headers, Body: map[string]any{},
 	}
 }
 
 // event is the same as the enrich hooks get it.
-func (s *sub) event(app core.App, auth *core.Record) *core.RequestEvent {
+func (s *Sub) event(app core.App, auth *core.Record) *core.RequestEvent {
 	values, header := url.Values{}, http.Header{}
-	for name, value := range s.query {
+	for name, value := range s.Query {
 		values.Set(name, value)
 	}
-	for name, value := range s.headers {
+	for name, value := range s.Headers {
 		header.Set(name, value)
 	}
-	values.Set("expand", s.expand)
+	values.Set("expand", s.Expand)
 	e := &core.RequestEvent{App: app, Auth: auth}
 	e.Request = &http.Request{Method: http.MethodGet, URL: &url.URL{Path: "/api/realtime", RawQuery: values.Encode()}, Header: header}
 	e.Set(core.RequestEventKeyInfoContext, core.RequestInfoContextRealtime)
@@ -119,12 +128,12 @@ func (s *sub) event(app core.App, auth *core.Record) *core.RequestEvent {
 }
 
 // options is a text that is equal for equal query and headers.
-func (s *sub) options() string {
-	if len(s.query) == 0 && len(s.headers) == 0 {
+func (s *Sub) options() string {
+	if len(s.Query) == 0 && len(s.Headers) == 0 {
 		return ""
 	}
 	var b strings.Builder
-	for _, m := range []map[string]string{s.query, s.headers} {
+	for _, m := range []map[string]string{s.Query, s.Headers} {
 		for _, name := range slices.Sorted(maps.Keys(m)) {
 			b.WriteString(url.QueryEscape(name) + "=" + url.QueryEscape(m[name]) + "&")
 		}

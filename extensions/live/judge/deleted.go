@@ -1,4 +1,4 @@
-package live
+package judge
 
 import (
 	"sync"
@@ -10,11 +10,12 @@ import (
 const (
 	maxDeleted      = 4096
 	maxDeletedBytes = 8 << 20
+	recordOverhead  = 200 // about what a record takes beside its texts
 )
 
-// graves remembers what records were before they were deleted through the application, so that their rules can be
-// evaluated afterwards. It is safe for concurrent use.
-type graves struct {
+// Graves remembers what records were before they were deleted through the application, so that their rules can be
+// evaluated afterwards. The zero value is ready; it is safe for concurrent use.
+type Graves struct {
 	mu    sync.Mutex
 	known map[[2]string]grave
 	order [][2]string // oldest first; some are no longer known
@@ -26,10 +27,10 @@ type grave struct {
 	size   int
 }
 
-// put is called before the record is deleted, and drop if it was not, or is there again.
-func (g *graves) put(record *core.Record) {
+// Put is called before the record is deleted, and Drop if it was not, or is there again.
+func (g *Graves) Put(record *core.Record) {
 	was := record.Original()
-	size := itemOverhead
+	size := recordOverhead
 	for _, f := range was.Collection().Fields {
 		size += len(was.GetString(f.GetName()))
 	}
@@ -52,18 +53,20 @@ func (g *graves) put(record *core.Record) {
 	}
 }
 
-func (g *graves) drop(collection, id string) {
+// Drop forgets a record.
+func (g *Graves) Drop(collection, id string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.remove([2]string{collection, id})
 }
 
-func (g *graves) remove(key [2]string) {
+func (g *Graves) remove(key [2]string) {
 	g.bytes -= g.known[key].size
 	delete(g.known, key)
 }
 
-func (g *graves) find(collection, id string) *core.Record {
+// Find returns what a record was, nil if that is not known.
+func (g *Graves) Find(collection, id string) *core.Record {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.known[[2]string{collection, id}].record

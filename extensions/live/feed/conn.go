@@ -1,10 +1,13 @@
-package live
+package feed
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
+	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,8 +20,8 @@ import (
 )
 
 const (
-	// writeTimeout is how long a client may take to accept one message.
-	writeTimeout = 10 * time.Second
+	// WriteTimeout is how long a client may take to accept one message.
+	WriteTimeout = 10 * time.Second
 
 	// pingEvery is how often a silent connection is tried. It also keeps proxies from closing it, which most do after 60 s.
 	pingEvery = 25 * time.Second
@@ -35,83 +38,124 @@ const (
 	maxRetries = 5
 )
 
-// identity is who a connection acts for.
-type identity struct {
-	auth    *core.Record // nil for a guest
-	token   string
-	session string // id, empty for a token without one
-	expires time.Time
+// Identity is who a connection acts for.
+type Identity struct {
+	Auth    *core.Record // nil for a guest
+	Token   string
+	Session string // id, empty for a token without one
+	Expires time.Time
 }
 
-// message is one that is no event: a frame, or a message of the stock contract.
-type message struct {
-	frame []byte
-	stock *subscriptions.Message
+// Message is one that is no event: a frame, or a message of the stock contract.
+type Message struct {
+	Frame []byte
+	Stock *subscriptions.Message
 }
 
-// transport is the way to one client. One goroutine uses it at a time, but for close.
-type transport interface {
-	events(ctx context.Context, items []item) error
-	send(ctx context.Context, m message) error
-	ping(ctx context.Context) error
-	close(code int, reason string)
-	cut() // without a word, from any goroutine
+// Transport is the way to one client. One goroutine uses it at a time, but for Cut.
+type Transport interface {
+	Events(ctx context.Context, items []Item) error
+	Send(ctx context.Context, m Message) error
+	Ping(ctx context.Context) error
+	Close(code int, reason string)
+	Cut() // without a word, from any goroutine
 }
 
 // unit is what the hub has for a connection out of one stretch of the log.
 type unit struct {
-	items []item
+	items []Item
 	to    int64
 }
 
-// conn is one connection, whatever it speaks. Its pump alone writes to the client.
-type conn struct {
-	id      string
+// Conn is one connection, whatever it speaks. Its pump alone writes to the client.
+type Conn struct {
+	ID      string
+	Stock   bool          // speaks the stock contract
+	Address string        // of the client
+	Opened  *http.Request // which opened it
+
+	Who      atomic.Pointer[Identity] // nil before the client has said
+	Checking atomic.Bool              // its credential is being looked at
+
 	hub     *Hub
-	stock   bool   // speaks the stock contract
-	address string // of the client, for the limit on guests
-	opened  *http.Request
-	out     transport
+	out     Transport
 	wake    chan struct{} // with room for one
-	who     atomic.Pointer[identity]
 	lagging atomic.Bool
 
-	// checking keeps two looks at one credential apart.
-	checking atomic.Bool
-
 	mu       sync.Mutex
-	subs     map[string]*sub
-	pending  []*sub
+	subs     map[string]*Sub
+	pending  []*Sub
 	queue    []unit
 	bytes    int // in queue
 	lagAt    int64
 	sent     int64 // live subscriptions were sent everything up to here
 	told     changes.Position
-	answers  []message
-	messages []message
+	answers  []Message
+	messages []Message
 
-	cancel context.CancelCauseFunc
+	end context.CancelCauseFunc
 }
 
-// closing is why a connection ends.
-type closing struct {
-	code   int
-	reason string
+// NewConn makes a connection, which ends with the context or by [Conn.Close].
+func (h *Hub) NewConn(ctx context.Context, opened *http.Request, address string, stock bool, out Transport) (*Conn, context.Context) {
+	c := &Conn{
+		ID: strings.ToLower(rand.Text()), Stock: stock, Address: address, Opened: opened,
+		hub: h, out: out, wake: make(chan struct{}, 1), subs: map[string]*Sub{},
+	}
+	ctx, c.end = context.WithCancelCause(ctx)
+	return c, ctx
 }
 
-func (c closing) Error() string { return c.reason }
+// Closing is why a connection ends.
+type Closing struct {
+	Code   int
+	Reason string
+}
 
-func (c *conn) close(code int, reason string) { c.cancel(closing{code, reason}) }
+// End is a [Closing].
+func End(code int, reason string) Closing { return Closing{code, reason} }
 
-func (c *conn) poke() {
+func (c Closing) Error() string { return c.Reason }
+
+// Close ends the connection, for a reason that the client is told.
+func (c *Conn) Close(code int, reason string) { c.end(Closing{code, reason}) }
+
+// Fail ends the connection with an error, which may be a [Closing].
+func (c *Conn) Fail(err error) { c.end(err) }
+
+// cutAfter is how long a connection that is closed may take to say so.
+const cutAfter = 700 * time.Millisecond
+
+// Talk pumps until the context ends and returns why. Clients that hinder the end are cut a moment later.
+func (c *Conn) Talk(ctx context.Context) Closing {
+	context.AfterFunc(ctx, func() { time.AfterFunc(cutAfter, c.out.Cut) })
+	err := c.pump(ctx)
+	if _, ok := errors.AsType[Closing](err); !ok && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	c.end(err)
+	if end, ok := errors.AsType[Closing](err); ok {
+		return end
+	}
+	return Closing{closeNormal, ""}
+}
+
+// Names are those of the subscriptions.
+func (c *Conn) Names() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Collect(maps.Keys(c.subs))
+}
+
+func (c *Conn) poke() {
 	select {
 	case c.wake <- struct{}{}:
 	default:
 	}
 }
 
-// answer queues a message that must arrive. A client that lets too many pile up is closed.
-func (c *conn) answer(m message) {
+// Answer queues a message that must arrive. A client that lets too many pile up is closed.
+func (c *Conn) Answer(m Message) {
 	c.mu.Lock()
 	full := len(c.answers) >= maxAnswers
 	if !full {
@@ -119,18 +163,18 @@ func (c *conn) answer(m message) {
 	}
 	c.mu.Unlock()
 	if full {
-		c.close(frame.CloseSlow, "the client does not read")
+		c.Close(frame.CloseSlow, "the client does not read")
 		return
 	}
 	c.poke()
 }
 
-// broadcast queues a message that may be lost.
-func (c *conn) broadcast(m message) {
+// Broadcast queues a message that may be lost.
+func (c *Conn) Broadcast(m Message) {
 	c.mu.Lock()
 	if len(c.messages) >= maxMessages {
 		c.messages = slices.Delete(c.messages, 0, 1)
-		c.hub.dropped.Add(1)
+		c.hub.Dropped.Add(1)
 	}
 	c.messages = append(c.messages, m)
 	c.mu.Unlock()
@@ -139,7 +183,7 @@ func (c *conn) broadcast(m message) {
 
 // enqueue takes what happened up to a number. If it does not fit, the connection lags: it will read the log from before
 // this stretch, once it has sent what waits.
-func (c *conn) enqueue(items []item, before, to int64) {
+func (c *Conn) enqueue(items []Item, before, to int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.lagging.Load() {
@@ -148,7 +192,7 @@ func (c *conn) enqueue(items []item, before, to int64) {
 	kept := items[:0]
 	size := 0
 	for _, i := range items {
-		if i.sub.group != nil && !i.sub.ended && i.body.Version > i.sub.at {
+		if i.Sub.group != nil && !i.Sub.ended && i.Body.Version > i.Sub.At {
 			kept = append(kept, i)
 			size += i.size()
 		}
@@ -156,7 +200,7 @@ func (c *conn) enqueue(items []item, before, to int64) {
 	if len(kept) == 0 {
 		return
 	}
-	if c.bytes+size > int(c.hub.cfg.Queue) {
+	if c.bytes+size > c.hub.cfg.Queue {
 		c.lag(before)
 		return
 	}
@@ -170,10 +214,10 @@ func (c *conn) enqueue(items []item, before, to int64) {
 
 // enqueueLeaves takes from the client what it may no longer see although the records have not changed. They are in no
 // stretch of the log, so a connection that lags looks at all it holds when it has caught up.
-func (c *conn) enqueueLeaves(items []item, at int64) {
+func (c *Conn) enqueueLeaves(items []Item, at int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	items = slices.DeleteFunc(items, func(i item) bool { return i.sub.group == nil || i.sub.ended || !i.sub.held.has(i.body.ID) })
+	items = slices.DeleteFunc(items, func(i Item) bool { return i.Sub.group == nil || i.Sub.ended || !i.Sub.held.has(i.Body.ID) })
 	if c.lagging.Load() || len(items) == 0 {
 		return
 	}
@@ -185,26 +229,26 @@ func (c *conn) enqueueLeaves(items []item, at int64) {
 	c.poke()
 }
 
-func (i item) note(limit int) {
+func (i Item) note(limit int) {
 	switch {
 	case i.hold:
-		i.sub.held.add(i.body.ID, limit)
-	case i.body.Record == nil:
-		i.sub.held.remove(i.body.ID)
+		i.Sub.held.add(i.Body.ID, limit)
+	case i.Body.Record == nil:
+		i.Sub.held.remove(i.Body.ID)
 	}
 }
 
 // lag makes the pump read the log after the number. The lock is held.
-func (c *conn) lag(at int64) {
+func (c *Conn) lag(at int64) {
 	if !c.lagging.Swap(true) {
 		c.lagAt = at
-		c.hub.lags.Add(1)
+		c.hub.Lags.Add(1)
 	}
 	c.poke()
 }
 
 // pump sends everything, until the client has gone or the connection is closed.
-func (c *conn) pump(ctx context.Context) error {
+func (c *Conn) pump(ctx context.Context) error {
 	ticker := time.NewTicker(pingEvery)
 	defer ticker.Stop()
 	failures := 0
@@ -212,7 +256,7 @@ func (c *conn) pump(ctx context.Context) error {
 		worked, err := c.step(ctx)
 		if errors.Is(err, errEvaluate) {
 			if failures++; failures > maxRetries {
-				return closing{websocketInternal, "the rules cannot be evaluated"}
+				return Closing{closeInternal, "the rules cannot be evaluated"}
 			}
 			if !pause(ctx, retryAfter) {
 				return context.Cause(ctx)
@@ -240,8 +284,11 @@ func (c *conn) pump(ctx context.Context) error {
 	}
 }
 
-// websocketInternal is RFC 6455's code for a fault of the server.
-const websocketInternal = 1011
+// Codes of RFC 6455.
+const (
+	closeNormal   = 1000
+	closeInternal = 1011 // a fault of the server
+)
 
 // errEvaluate: the database did not answer, and is asked again.
 var errEvaluate = errors.New("rules cannot be evaluated")
@@ -258,14 +305,14 @@ func pause(ctx context.Context, d time.Duration) bool {
 }
 
 // step does the most urgent thing and reports whether there was one.
-func (c *conn) step(ctx context.Context) (bool, error) {
+func (c *Conn) step(ctx context.Context) (bool, error) {
 	c.mu.Lock()
 	switch {
 	case len(c.answers) > 0:
 		m := c.answers[0]
 		c.answers = slices.Delete(c.answers, 0, 1)
 		c.mu.Unlock()
-		return true, c.out.send(ctx, m)
+		return true, c.out.Send(ctx, m)
 	case len(c.queue) > 0:
 		u := c.queue[0]
 		c.queue = slices.Delete(c.queue, 0, 1)
@@ -278,10 +325,10 @@ func (c *conn) step(ctx context.Context) (bool, error) {
 		m := c.messages[0]
 		c.messages = slices.Delete(c.messages, 0, 1)
 		c.mu.Unlock()
-		return true, c.out.send(ctx, m)
+		return true, c.out.Send(ctx, m)
 	case c.lagging.Load():
 		c.mu.Unlock()
-		c.suspend(nil, false)
+		c.Suspend(nil, false)
 		return true, nil
 	case len(c.pending) > 0:
 		c.mu.Unlock()
@@ -291,7 +338,7 @@ func (c *conn) step(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-func (c *conn) deliver(ctx context.Context, u unit) error {
+func (c *Conn) deliver(ctx context.Context, u unit) error {
 	if err := c.write(ctx, u.items); err != nil {
 		return err
 	}
@@ -302,19 +349,19 @@ func (c *conn) deliver(ctx context.Context, u unit) error {
 }
 
 // write sends events, but for those of subscriptions that have ended meanwhile.
-func (c *conn) write(ctx context.Context, items []item) error {
+func (c *Conn) write(ctx context.Context, items []Item) error {
 	c.mu.Lock()
-	items = slices.DeleteFunc(items, func(i item) bool { return i.sub.ended })
+	items = slices.DeleteFunc(items, func(i Item) bool { return i.Sub.ended })
 	c.mu.Unlock()
 	if len(items) == 0 {
 		return nil
 	}
-	c.hub.deliveries.Add(uint64(len(items)))
-	return c.out.events(ctx, items)
+	c.hub.Deliveries.Add(uint64(len(items)))
+	return c.out.Events(ctx, items)
 }
 
 // cursor is how far the client has everything.
-func (c *conn) cursor() changes.Position {
+func (c *Conn) cursor() changes.Position {
 	at := changes.Position{Epoch: c.hub.epoch(), Seq: -1}
 	lower := func(n int64) {
 		if at.Seq < 0 || n < at.Seq {
@@ -323,7 +370,7 @@ func (c *conn) cursor() changes.Position {
 	}
 	for _, s := range c.subs {
 		if s.group == nil {
-			lower(s.at)
+			lower(s.At)
 		} else {
 			lower(c.sent)
 		}
@@ -332,8 +379,8 @@ func (c *conn) cursor() changes.Position {
 }
 
 // tellCursor sends the cursor if it has moved.
-func (c *conn) tellCursor(ctx context.Context) error {
-	if c.stock {
+func (c *Conn) tellCursor(ctx context.Context) error {
+	if c.Stock {
 		return nil
 	}
 	c.mu.Lock()
@@ -346,11 +393,11 @@ func (c *conn) tellCursor(ctx context.Context) error {
 	if !news {
 		return nil
 	}
-	return c.out.send(ctx, message{frame: frame.Cursor(at)})
+	return c.out.Send(ctx, Message{Frame: frame.Cursor(at)})
 }
 
 // idle moves the cursor on over what did not concern the client, and tries whether the client is still there.
-func (c *conn) idle(ctx context.Context) error {
+func (c *Conn) idle(ctx context.Context) error {
 	done := c.hub.done.Load()
 	c.mu.Lock()
 	if len(c.queue) == 0 && !c.lagging.Load() {
@@ -360,15 +407,15 @@ func (c *conn) idle(ctx context.Context) error {
 	if err := c.tellCursor(ctx); err != nil {
 		return err
 	}
-	return c.out.ping(ctx)
+	return c.out.Ping(ctx)
 }
 
-// suspend makes live subscriptions pending, all if which is nil. What is in the queue for them is sent nevertheless, so it
+// Suspend makes live subscriptions pending, all if which is nil. What is in the queue for them is sent nevertheless, so it
 // is called with an empty queue, or continues behind the queue.
-func (c *conn) suspend(which func(*sub) bool, doubt bool) {
+func (c *Conn) Suspend(which func(*Sub) bool, doubt bool) {
 	done := c.hub.done.Load()
 	c.mu.Lock()
-	var moved []*sub
+	var moved []*Sub
 	lagging := c.lagging.Load()
 	at := max(c.sent, done)
 	switch {
@@ -383,8 +430,8 @@ func (c *conn) suspend(which func(*sub) bool, doubt bool) {
 		}
 	}
 	c.mu.Unlock()
-	c.hub.leave(moved, func(s *sub) {
-		s.at = max(s.at, at)
+	c.hub.leave(moved, func(s *Sub) {
+		s.At = max(s.At, at)
 		s.doubt = s.doubt || doubt || lagging
 		c.pending = append(c.pending, s)
 	})
@@ -394,19 +441,20 @@ func (c *conn) suspend(which func(*sub) bool, doubt bool) {
 	c.poke()
 }
 
-// add makes a subscription pending, from where it stands. It replaces one of the same name.
-func (c *conn) add(s *sub) {
-	c.drop(s.name)
+// Add makes a subscription pending, from where it stands. It replaces one of the same name.
+func (c *Conn) Add(s *Sub) {
+	c.Drop(s.Name)
+	s.conn = c
 	c.mu.Lock()
-	c.subs[s.name] = s
+	c.subs[s.Name] = s
 	c.pending = append(c.pending, s)
 	c.mu.Unlock()
-	c.hub.subscriptions.Add(1)
+	c.hub.Subscriptions.Add(1)
 	c.poke()
 }
 
-// drop ends a subscription and reports whether there was one.
-func (c *conn) drop(name string) bool {
+// Drop ends a subscription and reports whether there was one.
+func (c *Conn) Drop(name string) bool {
 	c.mu.Lock()
 	s := c.subs[name]
 	if s == nil {
@@ -415,25 +463,12 @@ func (c *conn) drop(name string) bool {
 	}
 	delete(c.subs, name)
 	s.ended = true
-	c.pending = slices.DeleteFunc(c.pending, func(p *sub) bool { return p == s })
+	c.pending = slices.DeleteFunc(c.pending, func(p *Sub) bool { return p == s })
 	live := s.group != nil
 	c.mu.Unlock()
-	c.hub.subscriptions.Add(-1)
+	c.hub.Subscriptions.Add(-1)
 	if live {
-		c.hub.leave([]*sub{s}, nil)
+		c.hub.leave([]*Sub{s}, nil)
 	}
 	return true
-}
-
-// leaveAll ends all subscriptions.
-func (c *conn) leaveAll() {
-	c.mu.Lock()
-	names := make([]string, 0, len(c.subs))
-	for name := range c.subs {
-		names = append(names, name)
-	}
-	c.mu.Unlock()
-	for _, name := range names {
-		c.drop(name)
-	}
 }

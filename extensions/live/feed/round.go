@@ -1,4 +1,4 @@
-package live
+package feed
 
 import (
 	"context"
@@ -15,20 +15,20 @@ import (
 	"github.com/satchelbase/satchel/extensions/live/judge"
 )
 
-// body is an event as all subscribers of a view get it.
-type body struct {
+// Body is an event as all subscribers of a view get it.
+type Body struct {
 	frame.Event
-	last []byte // JSON of a deleted record, for the stock contract
+	Last []byte // JSON of a deleted record, for the stock contract
 }
 
-// item is an event for one subscription.
-type item struct {
-	sub  *sub
-	body *body
+// Item is an event for one subscription.
+type Item struct {
+	Sub  *Sub
+	Body *Body
 	hold bool // the client now has the record, and may have to be told that it leaves
 }
 
-func (i item) size() int { return len(i.body.Record) + len(i.body.last) + itemOverhead }
+func (i Item) size() int { return len(i.Body.Record) + len(i.Body.Last) + itemOverhead }
 
 // itemOverhead is about what an event takes beside the record, in bytes.
 const itemOverhead = 160
@@ -37,9 +37,9 @@ const itemOverhead = 160
 type round struct {
 	hub    *Hub
 	ctx    context.Context
-	items  map[*conn][]item
-	failed map[*conn]error // what could not be evaluated must be tried again for these
-	bodies map[bodyKey]*body
+	items  map[*Conn][]Item
+	failed map[*Conn]error // what could not be evaluated must be tried again for these
+	bodies map[bodyKey]*Body
 }
 
 type bodyKey struct {
@@ -49,7 +49,7 @@ type bodyKey struct {
 }
 
 func newRound(ctx context.Context, h *Hub) *round {
-	return &round{hub: h, ctx: ctx, items: map[*conn][]item{}, failed: map[*conn]error{}, bodies: map[bodyKey]*body{}}
+	return &round{hub: h, ctx: ctx, items: map[*Conn][]Item{}, failed: map[*Conn]error{}, bodies: map[bodyKey]*Body{}}
 }
 
 // happened is the last state of a record in the stretch.
@@ -125,7 +125,7 @@ func (r *round) load(c *core.Collection, list []happened) error {
 	var ids []string
 	for i := range list {
 		if list[i].gone {
-			list[i].record = r.hub.deleted.find(c.Id, list[i].Record)
+			list[i].record = r.hub.deleted.Find(c.Id, list[i].Record)
 		} else {
 			ids = append(ids, list[i].Record)
 		}
@@ -226,46 +226,39 @@ func (r *round) tell(g *group, h *happened, seen bool) {
 				continue
 			}
 			for _, s := range subs {
-				r.items[s.conn] = append(r.items[s.conn], item{s, b, !h.gone && !g.always()})
+				r.items[s.conn] = append(r.items[s.conn], Item{s, b, !h.gone && !g.always()})
 			}
 			continue
 		}
 		for _, s := range subs {
 			if s.held.has(h.Record) {
-				r.items[s.conn] = append(r.items[s.conn], item{sub: s, body: r.leaving(h)})
+				r.items[s.conn] = append(r.items[s.conn], Item{Sub: s, Body: r.leaving(h)})
 			}
 		}
 	}
 }
 
 // leaving tells those who hold a record that it is deleted, or that they may no longer see it, and nothing else.
-func (r *round) leaving(h *happened) *body {
-	b := &body{Event: frame.Event{Collection: r.name(h.Collection), ID: h.Record, Version: h.Seq}}
+func (r *round) leaving(h *happened) *Body {
+	b := &Body{Event: frame.Event{Collection: r.hub.name(h.Collection), ID: h.Record, Version: h.Seq}}
 	if h.gone {
 		b.Action = changes.Delete.String()
-		b.last = fmt.Appendf(nil, `{"collectionId":%q,"collectionName":%q,"id":%q}`, h.Collection, b.Collection, h.Record)
+		b.Last = fmt.Appendf(nil, `{"collectionId":%q,"collectionName":%q,"id":%q}`, h.Collection, b.Collection, h.Record)
 	}
 	return b
 }
 
-func (r *round) name(collection string) string {
-	if c, err := r.hub.app.FindCachedCollectionByNameOrId(collection); err == nil {
-		return c.Name
-	}
-	return collection
-}
-
 // body is the event for a view, written once.
-func (r *round) body(v *view, h *happened, subs []*sub) *body {
+func (r *round) body(v *view, h *happened, subs []*Sub) *Body {
 	if h.gone && h.record == nil {
 		return r.leaving(h)
 	}
-	stock := h.gone && slices.ContainsFunc(subs, func(s *sub) bool { return s.conn.stock })
+	stock := h.gone && slices.ContainsFunc(subs, func(s *Sub) bool { return s.conn.Stock })
 	key := bodyKey{v.key, h.Record, stock}
 	if b := r.bodies[key]; b != nil && b.Version == h.Seq {
 		return b
 	}
-	b := &body{Event: frame.Event{Collection: h.record.Collection().Name, ID: h.Record, Action: h.Action.String(), Version: h.Seq}}
+	b := &Body{Event: frame.Event{Collection: h.record.Collection().Name, ID: h.Record, Action: h.Action.String(), Version: h.Seq}}
 	if !h.gone || stock {
 		raw, err := v.encode(r.hub.app, h.record)
 		if err != nil {
@@ -273,7 +266,7 @@ func (r *round) body(v *view, h *happened, subs []*sub) *body {
 			return nil
 		}
 		if h.gone {
-			b.last = raw
+			b.Last = raw
 		} else {
 			b.Record = raw
 		}
@@ -296,9 +289,9 @@ func (r *round) fail(groups []*group, err error) {
 }
 
 // sorted are the items of a connection in the order of the log.
-func (r *round) sorted(c *conn) []item {
+func (r *round) sorted(c *Conn) []Item {
 	items := r.items[c]
-	slices.SortStableFunc(items, func(a, b item) int { return int(a.body.Version - b.body.Version) })
+	slices.SortStableFunc(items, func(a, b Item) int { return int(a.Body.Version - b.Body.Version) })
 	return items
 }
 

@@ -1,4 +1,8 @@
-package live
+// Package feed evaluates the change log for connections and feeds them what they may see.
+//
+// A [Hub] serves subscriptions that are up to date, in groups that get the same records; a [Conn] reads the log by itself
+// for those that are behind. Rules are evaluated by package judge. What a connection speaks is its [Transport]'s business.
+package feed
 
 import (
 	"context"
@@ -12,18 +16,11 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
 
+	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/changes"
-	"github.com/satchelbase/satchel/extensions/live/frame"
 	"github.com/satchelbase/satchel/extensions/live/judge"
-)
-
-const (
-	// recheckEvery is how often the records that clients hold are looked at when something changes that a rule depends on.
-	recheckEvery = 500 * time.Millisecond
-
-	// recheckPairs is how many viewers and records one question is about; a pair takes some microseconds.
-	recheckPairs = 2000
 )
 
 // Log is what the hub needs of the change log.
@@ -34,7 +31,27 @@ type Log interface {
 	Collection(ctx context.Context, idOrName string) (changes.Collection, error)
 }
 
-// Hub is the feature. It is safe for concurrent use once it is bound to an application.
+// Codes of subscriptions that end.
+var (
+	ErrDenied = &extensions.Code{Name: "live.denied", Status: http.StatusForbidden, Title: "The rules do not allow this"}
+	ErrGone   = &extensions.Code{Name: "live.collection_unknown", Status: http.StatusNotFound, Title: "There is no such collection"}
+)
+
+// Config bounds the memory of a connection.
+type Config struct {
+	Queue    int // bytes of events that wait for one connection
+	Remember int // records for each subscription whose leaving is noticed
+}
+
+// Counters are for metrics.
+type Counters struct {
+	Deliveries, Resets, Lags, Dropped atomic.Uint64
+
+	Subscriptions atomic.Int64
+	Behind        atomic.Int64 // changes that the last reading of the log found
+}
+
+// Hub serves the connections. It is safe for concurrent use once it is bound to an application.
 //
 // One goroutine reads the change log, evaluates each stretch once for every group of subscriptions that get the same
 // records, and puts the outcome into the queues of the connections. It waits for no client. A connection whose queue is
@@ -42,42 +59,90 @@ type Log interface {
 //
 // The hub's lock is taken before that of a connection, and neither is held while the database is asked.
 type Hub struct {
-	cfg      Config
-	deps     Deps
-	channels []Channel
-	rooms    rooms
+	Counters
 
+	// Redefined is called when a collection was.
+	Redefined func(collection string)
+
+	cfg     Config
 	app     core.App
 	log     *slog.Logger
 	changes Log
-	router  http.Handler // what this extension's handler wraps
 
-	deleted  graves
+	deleted  judge.Graves
 	classes  classes
 	catching chan struct{} // bounds how many connections read the log at once
 
-	mu        sync.RWMutex
-	topics    map[string]*topic
-	live      int              // subscriptions in topics
-	at        changes.Position // what the hub has begun to send, or sent
-	conns     map[*conn]struct{}
-	users     map[string]map[*conn]struct{} // by account, or by address for guests
-	clients   map[string]*client            // of the stock contract
-	draining  bool
-	connected sync.WaitGroup
+	mu     sync.RWMutex
+	topics map[string]*topic
+	live   int              // subscriptions in topics
+	at     changes.Position // what the hub has begun to send, or sent
+	conns  map[*Conn]struct{}
 
 	kick    chan struct{} // wakes the loop when there is something to send for
 	done    atomic.Int64  // everything up to here is in the queues
 	epochOf atomic.Pointer[string]
-	touched accounts
+}
 
-	// Counters for the metrics.
-	deliveries, resets, lags, dropped atomic.Uint64
-	subscriptions                     atomic.Int64
-	behind                            atomic.Int64 // changes that the hub has before it
+// catchingAtOnce is how many connections read the log by themselves at the same time.
+const catchingAtOnce = 8
 
-	stop    context.CancelFunc
-	stopped sync.WaitGroup
+// New makes the hub.
+func New(cfg Config, log Log) *Hub {
+	return &Hub{
+		cfg: cfg, changes: log, Redefined: func(string) {}, topics: map[string]*topic{}, conns: map[*Conn]struct{}{},
+		kick: make(chan struct{}, 1), catching: make(chan struct{}, catchingAtOnce),
+	}
+}
+
+// Bind lends the hub the application, whose deletes it watches.
+func (h *Hub) Bind(app core.App, log *slog.Logger) {
+	h.app, h.log = app, log
+	app.OnRecordDelete().Bind(&hook.Handler[*core.RecordEvent]{Id: "satchelLive", Priority: outermost, Func: func(e *core.RecordEvent) error {
+		if h.watched(e.Record.Collection().Id) {
+			h.deleted.Put(e.Record)
+		}
+		return e.Next()
+	}})
+	app.OnRecordAfterDeleteError().BindFunc(func(e *core.RecordErrorEvent) error {
+		h.deleted.Drop(e.Record.Collection().Id, e.Record.Id)
+		return e.Next()
+	})
+}
+
+// outermost sees a record before other hooks can change it.
+const outermost = -1 << 30
+
+// Now is the position behind the last change. The hub knows of its epoch afterwards.
+func (h *Hub) Now(ctx context.Context) (changes.Position, error) {
+	now, err := h.changes.Horizon(ctx)
+	if err == nil {
+		h.Adopt(now)
+	}
+	return now, err
+}
+
+// Captured reports ErrNotCaptured for collections whose changes are not recorded.
+func (h *Hub) Captured(ctx context.Context, collection string) error {
+	_, err := h.changes.Collection(ctx, collection)
+	return err
+}
+
+// Enter registers a connection, and Exit takes it out with all of its subscriptions.
+func (h *Hub) Enter(c *Conn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.conns[c] = struct{}{}
+}
+
+// Exit is the end of a connection.
+func (h *Hub) Exit(c *Conn) {
+	for _, name := range c.Names() {
+		c.Drop(name)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.conns, c)
 }
 
 func (h *Hub) epoch() string {
@@ -101,7 +166,7 @@ func (h *Hub) reached(ctx context.Context, at int64) (bool, error) {
 }
 
 // join makes subscriptions live that stand at a number, unless the hub has gone on.
-func (h *Hub) join(c *conn, set []*sub, placed map[*sub]placement, at int64) bool {
+func (h *Hub) join(c *Conn, set []*Sub, placed map[*Sub]placement, at int64) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.live == 0 {
@@ -112,7 +177,7 @@ func (h *Hub) join(c *conn, set []*sub, placed map[*sub]placement, at int64) boo
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !slices.ContainsFunc(slices.Collect(maps.Values(c.subs)), func(s *sub) bool { return s.group != nil }) {
+	if !slices.ContainsFunc(slices.Collect(maps.Values(c.subs)), func(s *Sub) bool { return s.group != nil }) {
 		c.sent = at
 	}
 	for _, s := range set {
@@ -121,10 +186,10 @@ func (h *Hub) join(c *conn, set []*sub, placed map[*sub]placement, at int64) boo
 			continue
 		}
 		c.pending = slices.Delete(c.pending, i, i+1)
-		t := h.topics[s.collection]
+		t := h.topics[s.Collection]
 		if t == nil {
 			t = &topic{all: map[groupKey]*group{}, byRecord: map[string]map[groupKey]*group{}}
-			h.topics[s.collection] = t
+			h.topics[s.Collection] = t
 		}
 		s.group = t.add(s, placed[s])
 		h.live++
@@ -137,7 +202,7 @@ func (h *Hub) join(c *conn, set []*sub, placed map[*sub]placement, at int64) boo
 }
 
 // leave takes live subscriptions out of the hub; then is called for each with the connection's lock.
-func (h *Hub) leave(set []*sub, then func(*sub)) {
+func (h *Hub) leave(set []*Sub, then func(*Sub)) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, s := range set {
@@ -148,14 +213,14 @@ func (h *Hub) leave(set []*sub, then func(*sub)) {
 			then(s)
 		}
 		s.conn.mu.Unlock()
-		t := h.topics[s.collection]
+		t := h.topics[s.Collection]
 		if g == nil || t == nil {
 			continue
 		}
 		t.remove(s, g)
 		h.live--
 		if len(t.all) == 0 && len(t.byRecord) == 0 {
-			delete(h.topics, s.collection)
+			delete(h.topics, s.Collection)
 		}
 	}
 }
@@ -175,8 +240,8 @@ func (h *Hub) name(collection string) string {
 	return collection
 }
 
-// run reads the log until ctx ends. While nobody subscribes it does nothing.
-func (h *Hub) run(ctx context.Context) {
+// Run reads the log until ctx ends. While nobody subscribes it does nothing.
+func (h *Hub) Run(ctx context.Context) {
 	timer := time.NewTimer(recheckEvery)
 	defer timer.Stop()
 	for ctx.Err() == nil {
@@ -207,7 +272,7 @@ func (h *Hub) run(ctx context.Context) {
 			h.send(ctx, list, from, to)
 			continue
 		}
-		h.behind.Store(0)
+		h.Behind.Store(0)
 		wait := recheckEvery
 		if h.recheck(ctx) {
 			wait = recheckEvery / 10
@@ -236,7 +301,7 @@ func (h *Hub) send(ctx context.Context, list []changes.Change, from, to changes.
 		groups[id] = h.concerned(id, what)
 	}
 	h.mu.Unlock()
-	h.behind.Store(int64(len(list)))
+	h.Behind.Store(int64(len(list)))
 	r := newRound(ctx, h)
 	for id, what := range happenings {
 		if len(groups[id]) > 0 {
@@ -258,7 +323,7 @@ func (h *Hub) send(ctx context.Context, list []changes.Change, from, to changes.
 	for _, k := range list {
 		switch {
 		case k.Action == changes.Create:
-			h.deleted.drop(k.Collection, k.Record)
+			h.deleted.Drop(k.Collection, k.Record)
 		case k.Record == "":
 			h.redefined(k)
 		}
@@ -284,22 +349,22 @@ func (h *Hub) concerned(id string, what []happened) []*group {
 // redefined follows a change of a collection: its rules, its fields, or all of it. Questions may read it, too.
 func (h *Hub) redefined(k changes.Change) {
 	h.classes.clear()
-	for _, c := range h.all() {
-		var hit []*sub
+	for _, c := range h.Conns() {
+		var hit []*Sub
 		c.mu.Lock()
 		for _, s := range c.subs {
-			if s.collection == k.Collection && k.Action != changes.Schema && s.group != nil && s.at < k.Seq {
+			if s.Collection == k.Collection && k.Action != changes.Schema && s.group != nil && s.At < k.Seq {
 				hit = append(hit, s)
 			}
 		}
 		c.mu.Unlock()
-		c.suspend(func(s *sub) bool { return s.collection == k.Collection || s.group.class != nil }, true)
+		c.Suspend(func(s *Sub) bool { return s.Collection == k.Collection || s.group.class != nil }, true)
 		if err := c.reset(hit, "collection", changes.Position{Epoch: h.epoch(), Seq: k.Seq}); err != nil {
-			c.cancel(err)
+			c.Fail(err)
 		}
 		c.poke()
 	}
-	h.touched.collection(k.Collection)
+	h.Redefined(k.Collection)
 }
 
 // resetAll follows a log that cannot be continued: the data has gone back in time, or the hub was asleep for too long.
@@ -309,23 +374,23 @@ func (h *Hub) resetAll(reset *changes.ResetError) {
 	h.epochOf.Store(&reset.Now.Epoch)
 	h.done.Store(reset.Now.Seq)
 	h.mu.Unlock()
-	for _, c := range h.all() {
+	for _, c := range h.Conns() {
 		c.mu.Lock()
 		c.queue, c.bytes, c.sent = nil, 0, reset.Now.Seq
 		c.mu.Unlock()
-		c.suspend(nil, false)
+		c.Suspend(nil, false)
 		c.mu.Lock()
 		subs := slices.Collect(maps.Values(c.subs))
 		c.mu.Unlock()
 		if err := c.reset(subs, string(reset.Reason), reset.Now); err != nil {
-			c.cancel(err)
+			c.Fail(err)
 		}
 		c.poke()
 	}
 }
 
-// adopt takes the epoch of the log when nobody subscribes; otherwise the loop does.
-func (h *Hub) adopt(now changes.Position) {
+// Adopt takes the epoch of the log when nobody subscribes; otherwise the loop does.
+func (h *Hub) Adopt(now changes.Position) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.live == 0 {
@@ -335,102 +400,9 @@ func (h *Hub) adopt(now changes.Position) {
 	}
 }
 
-func (h *Hub) all() []*conn {
+// Conns are all connections.
+func (h *Hub) Conns() []*Conn {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
 	return slices.Collect(maps.Keys(h.conns))
-}
-
-// depend notes which classes must look again at what clients hold, because something changed that their rules read.
-func (h *Hub) depend(what map[string][]happened) {
-	h.classes.mu.Lock()
-	defer h.classes.mu.Unlock()
-	for _, k := range h.classes.kept {
-		for _, id := range k.watches {
-			if len(what[id]) > 0 {
-				k.dirty = true
-			}
-		}
-	}
-}
-
-// recheck looks at what clients hold under the rules of one class, and reports whether there is more to do.
-func (h *Hub) recheck(ctx context.Context) bool {
-	now := time.Now()
-	var due *class
-	more := false
-	h.classes.mu.Lock()
-	for _, k := range h.classes.kept {
-		if !k.dirty {
-			continue
-		}
-		if due == nil && now.Sub(k.checked) >= recheckEvery {
-			due = k
-			continue
-		}
-		more = true
-	}
-	h.classes.mu.Unlock()
-	if due == nil {
-		return more
-	}
-	due.dirty, due.checked = false, now
-	if err := h.recheckClass(ctx, due); err != nil {
-		h.log.Warn("what clients hold cannot be checked; it is tried again", "error", err)
-		due.dirty = true
-	}
-	return true
-}
-
-func (h *Hub) recheckClass(ctx context.Context, k *class) error {
-	type holder struct {
-		sub *sub
-		id  string
-	}
-	var holders []holder
-	var pairs []judge.Pair
-	h.mu.RLock()
-	t := h.topics[k.key.collection]
-	if t != nil {
-		for _, g := range h.allGroups(t) {
-			if g.class != k {
-				continue
-			}
-			for _, v := range *g.views.Load() {
-				for _, s := range *v.subs.Load() {
-					for _, id := range s.held.list() {
-						holders, pairs = append(holders, holder{s, id}), append(pairs, judge.Pair{g.viewer, id})
-					}
-				}
-			}
-		}
-	}
-	at := h.at.Seq
-	h.mu.RUnlock()
-	for start := 0; start < len(pairs); start += recheckPairs {
-		end := min(start+recheckPairs, len(pairs))
-		seen, err := k.question.Ask(ctx, pairs[start:end])
-		if err != nil {
-			return err
-		}
-		left := map[*conn][]item{}
-		for i, ok := range seen {
-			if w := holders[start+i]; !ok {
-				event := frame.Event{Collection: h.name(w.sub.collection), ID: w.id, Version: at}
-				left[w.sub.conn] = append(left[w.sub.conn], item{sub: w.sub, body: &body{Event: event}})
-			}
-		}
-		for c, items := range left {
-			c.enqueueLeaves(items, at)
-		}
-	}
-	return nil
-}
-
-func (h *Hub) allGroups(t *topic) []*group {
-	out := slices.Collect(maps.Values(t.all))
-	for _, groups := range t.byRecord {
-		out = slices.AppendSeq(out, maps.Values(groups))
-	}
-	return out
 }
