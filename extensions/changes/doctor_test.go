@@ -71,16 +71,17 @@ func TestDoctor(t *testing.T) {
 	}
 }
 
-// The check wants recursive_triggers, which PocketBase's own connections lack.
-func TestCheckOfConnections(t *testing.T) {
+// The doctor wants recursive_triggers, which PocketBase's own connections lack.
+func TestConnectionIsExamined(t *testing.T) {
 	db, err := store.Open(settings.Defaults[store.Config](), store.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	l := New(defaults(), db)
-	app := apptest.New(t, api.New(settings.Defaults[api.Config]()), l.Extension())
-	if result := l.check(t.Context(), app.Host); result.Level != extensions.Fail || !strings.Contains(result.Message, "recursive_triggers") {
-		t.Errorf("%+v", result)
+	f := &fixture{App: apptest.New(t, api.New(settings.Defaults[api.Config]()), l.Extension()), Log: l, t: t}
+	_, err = f.run("doctor")
+	if failure, _ := errors.AsType[*cli.Failure](err); failure == nil || !strings.Contains(failure.Why, "recursive_triggers") {
+		t.Errorf("%v", err)
 	}
 }
 
