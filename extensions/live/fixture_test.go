@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -298,7 +299,7 @@ func (s *server) do(method, path, token string, body any) (int, []byte) {
 }
 
 // schemas compiles the schema of each type of frame.
-var schemas = sync.OnceValue(func() map[string]*jsonschema.Schema { //nolint:gochecknoglobals // compiled once
+var schemas = sync.OnceValue(func() map[string]*jsonschema.Schema {
 	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(frame.Schema))
 	if err != nil {
 		panic(err)
@@ -458,9 +459,7 @@ func (p *phone) next(kind string) got {
 func (p *phone) sub(name string, more map[string]any) got {
 	p.t.Helper()
 	f := map[string]any{"type": "sub", "id": "s", "sub": name}
-	for k, v := range more {
-		f[k] = v
-	}
+	maps.Copy(f, more)
 	p.send(f)
 	return p.next("subbed")
 }

@@ -106,7 +106,7 @@ type socket struct {
 func (h *Hub) serveSocket(e *core.RequestEvent) error {
 	ws, err := accept(e, frame.Subprotocol)
 	if err != nil {
-		return nil //nolint:nilerr // the client has its answer
+		return nil
 	}
 	defer func() { _ = ws.CloseNow() }()
 	w := &wire{ws: ws}
@@ -198,7 +198,7 @@ func (s *socket) handle(ctx context.Context, f frame.In) error {
 	case "publish":
 		s.publish(f)
 	case "presence":
-		if !s.hub.rooms.State(member{s.Conn}, s.rooms[f.Sub], json.RawMessage(f.State)) {
+		if !s.hub.rooms.State(member{s.Conn}, s.rooms[f.Sub], f.State) {
 			s.fail(f, feed.ErrDenied, "there is no presence to change")
 		}
 	case "ping":
@@ -386,7 +386,7 @@ func (s *socket) joinChannel(f frame.In) {
 	case s.count() >= s.hub.cfg.Subscriptions:
 		s.fail(f, ErrSubscriptions, "")
 	default:
-		there, err := s.hub.rooms.Join(member{s.Conn}, f.Channel, f.Sub, family, values, s.self(json.RawMessage(f.State)))
+		there, err := s.hub.rooms.Join(member{s.Conn}, f.Channel, f.Sub, family, values, s.self(f.State))
 		if err != nil {
 			s.fail(f, ErrSubscriptions, err.Error())
 			return
@@ -413,5 +413,5 @@ func (s *socket) publish(f frame.In) {
 		return
 	}
 	from := s.self(nil)
-	s.hub.rooms.Publish(member{s.Conn}, name, &from, json.RawMessage(f.Data))
+	s.hub.rooms.Publish(member{s.Conn}, name, &from, f.Data)
 }

@@ -155,11 +155,11 @@ func (s *shim) Close(code int, reason string) {
 func (h *Hub) serveShim(e *core.RequestEvent) error {
 	ws, err := accept(e, stockSubprotocol)
 	if err != nil {
-		return nil //nolint:nilerr // the client has its answer
+		return nil
 	}
 	defer func() { _ = ws.CloseNow() }()
 	event := &core.RealtimeConnectRequestEvent{RequestEvent: e, MaxTimeout: stockLife, IdleTimeout: stockLife}
-	out := &shim{wire: wire{ws: ws}, event: e}
+	out := &shim{ws: ws, event: e}
 	out.owner = func() *client {
 		c, _ := event.Client.(*client)
 		return c

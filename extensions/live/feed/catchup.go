@@ -66,10 +66,10 @@ func (c *Conn) catchUp(ctx context.Context) error {
 			s.held.clear()
 		}
 	}
-	if c.hub.join(c, set, placed, at) {
-		return c.tellCursor(ctx)
+	if !c.hub.join(c, set, placed, at) {
+		return nil // the hub has gone on meanwhile
 	}
-	return nil // the hub has gone on meanwhile
+	return c.tellCursor(ctx)
 }
 
 // hindmost are the pending subscriptions with the lowest number, and the next higher number among the others, 0 for none.
@@ -210,7 +210,7 @@ func (c *Conn) leaves(s *Sub, p placement, ids []string, seen map[string]bool, v
 			continue
 		}
 		s.held.remove(id)
-		items = append(items, Item{Sub: s, Body: &Body{Event: frame.Event{Collection: c.hub.name(s.Collection), ID: id, Version: version}}})
+		items = append(items, Item{Sub: s, Body: &Body{Collection: c.hub.name(s.Collection), ID: id, Version: version}})
 	}
 	return items
 }

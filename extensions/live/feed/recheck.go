@@ -67,8 +67,7 @@ func (h *Hub) recheckClass(ctx context.Context, k *class) error {
 	var holders []holder
 	var pairs []judge.Pair
 	h.mu.RLock()
-	t := h.topics[k.key.collection]
-	if t != nil {
+	if t := h.topics[k.key.collection]; t != nil {
 		for _, g := range h.allGroups(t) {
 			if g.class != k {
 				continue

@@ -240,7 +240,7 @@ func (r *round) tell(g *group, h *happened, seen bool) {
 
 // leaving tells those who hold a record that it is deleted, or that they may no longer see it, and nothing else.
 func (r *round) leaving(h *happened) *Body {
-	b := &Body{Event: frame.Event{Collection: r.hub.name(h.Collection), ID: h.Record, Version: h.Seq}}
+	b := &Body{Collection: r.hub.name(h.Collection), ID: h.Record, Version: h.Seq}
 	if h.gone {
 		b.Action = changes.Delete.String()
 		b.Last = fmt.Appendf(nil, `{"collectionId":%q,"collectionName":%q,"id":%q}`, h.Collection, b.Collection, h.Record)
@@ -258,7 +258,7 @@ func (r *round) body(v *view, h *happened, subs []*Sub) *Body {
 	if b := r.bodies[key]; b != nil && b.Version == h.Seq {
 		return b
 	}
-	b := &Body{Event: frame.Event{Collection: h.record.Collection().Name, ID: h.Record, Action: h.Action.String(), Version: h.Seq}}
+	b := &Body{Collection: h.record.Collection().Name, ID: h.Record, Action: h.Action.String(), Version: h.Seq}
 	if !h.gone || stock {
 		raw, err := v.encode(r.hub.app, h.record)
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"database/sql/driver"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"strings"
 
 	"github.com/pocketbase/dbx"
@@ -62,9 +63,7 @@ func build(app core.App, collection *core.Collection, rule *string, filter strin
 	}
 	built := sel.Build()
 	params := dbx.Params{}
-	for name, value := range built.Params() {
-		params[name] = value
-	}
+	maps.Copy(params, built.Params())
 	return built.SQL(), params, nil
 }
 
@@ -119,9 +118,7 @@ func (q *Question) AskGone(ctx context.Context, gone []*core.Record, about []Pai
 		columns = append(columns, `json_extract(value, '$."`+name+`"') AS [[`+name+`]]`)
 	}
 	params := dbx.Params{"live_gone": string(raw)}
-	for name, value := range q.params {
-		params[name] = value
-	}
+	maps.Copy(params, q.params)
 	with := "WITH {{" + q.collection.Name + "}} AS (SELECT " + strings.Join(columns, ", ") + " FROM json_each({:live_gone})) "
 	return q.ask(ctx, with+q.text, params, about)
 }
@@ -152,9 +149,7 @@ func (q *Question) ask(ctx context.Context, text string, params dbx.Params, abou
 			return nil, fmt.Errorf("encode pairs: %w", err)
 		}
 		bound := dbx.Params{pairs: string(raw)}
-		for name, value := range params {
-			bound[name] = value
-		}
+		maps.Copy(bound, params)
 		var seen []int
 		if err := q.app.ConcurrentDB().NewQuery(text).Bind(bound).WithContext(ctx).Column(&seen); err != nil {
 			return nil, fmt.Errorf("evaluate rule of %s: %w", q.collection.Name, err)
