@@ -12,10 +12,12 @@ import (
 	"github.com/satchelbase/satchel/extensions/attestation"
 	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/authcache"
+	"github.com/satchelbase/satchel/extensions/changes"
 	"github.com/satchelbase/satchel/extensions/guard"
 	"github.com/satchelbase/satchel/extensions/health"
 	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/identities"
+	"github.com/satchelbase/satchel/extensions/live"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
 	"github.com/satchelbase/satchel/extensions/metrics"
@@ -73,6 +75,7 @@ type config struct {
 	attestation attestation.Config
 	audit       audit.Config
 	authcache   authcache.Config
+	changes     changes.Config
 	logs        logs.Config
 	passwords   passwords.Config
 	ratelimit   ratelimit.Config
@@ -83,6 +86,7 @@ type config struct {
 	health      health.Config
 	idempotency idempotency.Config
 	identities  identities.Config
+	live        live.Config
 	sessions    sessions.Config
 	memory      memory.Config
 	metrics     metrics.Config
@@ -105,6 +109,7 @@ func read(s *settings.Settings) config {
 		attestation: settings.Section[attestation.Config](s, "attestation"),
 		audit:       settings.Section[audit.Config](s, "audit"),
 		authcache:   settings.Section[authcache.Config](s, "authcache"),
+		changes:     settings.Section[changes.Config](s, "changes"),
 		logs:        settings.Section[logs.Config](s, "logs"),
 		passwords:   settings.Section[passwords.Config](s, "passwords"),
 		ratelimit:   settings.Section[ratelimit.Config](s, "ratelimit"),
@@ -112,6 +117,7 @@ func read(s *settings.Settings) config {
 		runs:        settings.Section[runs.Config](s, "runs"),
 		guard:       settings.Section[guard.Config](s, "guard"),
 		idempotency: settings.Section[idempotency.Config](s, "idempotency"),
+		live:        settings.Section[live.Config](s, "live"),
 		identities:  settings.Section[identities.Config](s, "identities"),
 		health:      settings.Section[health.Config](s, "health"),
 		sessions:    settings.Section[sessions.Config](s, "sessions"),

@@ -16,6 +16,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/attestation"
 	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/authcache"
+	"github.com/satchelbase/satchel/extensions/changes"
 	"github.com/satchelbase/satchel/extensions/cli"
 	"github.com/satchelbase/satchel/extensions/demo"
 	"github.com/satchelbase/satchel/extensions/deploy"
@@ -26,6 +27,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/impersonation"
+	"github.com/satchelbase/satchel/extensions/live"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
 	"github.com/satchelbase/satchel/extensions/metrics"
@@ -40,6 +42,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/runs"
 	"github.com/satchelbase/satchel/extensions/secrets"
 	"github.com/satchelbase/satchel/extensions/sessions"
+	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
 	"github.com/satchelbase/satchel/extensions/teams"
@@ -59,6 +62,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 	var list []extensions.Extension
 	vault, hasher, gate := secrets.NewVault(), passwords.NewHasher(cfg.passwords), attestation.NewGate(cfg.attestation)
 	log := audit.NewLog(vault)
+	clog := changes.New(cfg.changes, db)
 	sess := sessions.New(cfg.sessions, sessions.Deps{
 		Vault: vault, Audit: log.Append, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Password: hasher.Verify, SecondFactor: totp.Enabled,
 	})
@@ -73,6 +77,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		memory.New(cfg.memory),
 		metrics.New(cfg.metrics, len(cfg.api.TrustedProxies) > 0, all),
 		store.New(db),
+		clog.Extension(),
 		secrets.New(cfg.secrets, vault),
 		ratelimit.New(cfg.ratelimit, guard.Familiar(sess.KnownDevice), ops.Cost),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, sess.Verify)),
@@ -110,6 +115,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 			SuspectWaits: db.SuspectWaits, Healthy: db.Healthy, Unavailable: store.IsUnavailable,
 		}),
 		health.New(cfg.health, all, admins.May),
+		live.New(cfg.live, clog, live.Deps{Sessions: login.Endings{DB: pb.ConcurrentDB, Table: db.TableVersion}, Channels: hooks.Channels()}).Extension(),
 		demo.New(),
 		rules.New(sandbox(cfg, pb)),
 		deploy.New(),

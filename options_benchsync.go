@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/satchelbase/satchel/extensions/apikeys"
+	"github.com/satchelbase/satchel/extensions/changes"
 	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/store"
 )
@@ -17,7 +18,7 @@ func storeOptions() store.Options {
 	if err != nil {
 		panic(err)
 	}
-	return store.Options{Quiet: []string{apikeys.Uses, idempotency.Table}, Sync: func(f *os.File) error {
+	return store.Options{Quiet: append(changes.Tables(), apikeys.Uses, idempotency.Table), Sync: func(f *os.File) error {
 		time.Sleep(delay)
 		return f.Sync()
 	}}

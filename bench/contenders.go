@@ -94,6 +94,7 @@ func satchelCommand(b *bench, s *server, o startOptions) (line, env []string) {
 	env = append(env, "SATCHEL_PASSWORDS_COST="+strconv.Itoa(seed.HashCost))
 	// The logins of a row must not end the sessions that other rows use.
 	env = append(env, "SATCHEL_SESSIONS_LIMIT=1000")
+	env = append(env, "SATCHEL_LIVE_CONNECTIONS=100000", "SATCHEL_LIVE_USER_CONNECTIONS=100000", "SATCHEL_LIVE_GUEST_CONNECTIONS=100000")
 	env = append(env, o.settings...)
 	binary := b.binary(satchel)
 	if o.durable > 0 {

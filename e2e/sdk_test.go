@@ -20,6 +20,23 @@ import (
 // sdkInstallAttempts is for registries that drop a connection now and then.
 const sdkInstallAttempts = 3
 
+// TestSDKOverWebSocket runs the realtime part of the suite with the EventSource for React Native, over WebSockets.
+func TestSDKOverWebSocket(t *testing.T) {
+	if _, err := exec.LookPath("node"); err != nil && os.Getenv("CI") == "" {
+		t.Skip(err)
+	}
+	installSDK(t)
+	s := start(t, relaxed()...)
+	s.createSuperuser(t)
+	control := httptest.NewServer(s.control())
+	defer control.Close()
+	passed := s.runNode(t, []string{"sdk/test/realtime.test.mjs"}, "E2E_PATHS=stock", "E2E_REALTIME=websocket",
+		"E2E_CONTROL="+control.URL, "NODE_OPTIONS=--experimental-websocket")
+	if passed < 7 {
+		t.Errorf("hardly any test ran: %d", passed)
+	}
+}
+
 // TestSDK runs the suite of the stock JavaScript SDK in sdk/ against the server: once with the paths that the SDK uses,
 // once with a hook that sends them to /api/v1, as an app would. Without Node it is skipped, but not in CI.
 func TestSDK(t *testing.T) {

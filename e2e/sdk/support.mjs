@@ -3,13 +3,15 @@
 // E2E_URL is the server, E2E_SUPERUSER_EMAIL and E2E_SUPERUSER_PASSWORD an admin of it, E2E_CONTROL an address whose
 // POST /restart restarts the server on the same port and data, and whose POST /command runs the command line.
 // E2E_PATHS=versioned sends the generated API through /api/v1, as an app does that sets the SDK's beforeSend hook;
-// E2E_PATHS=stock leaves the SDK alone.
+// E2E_PATHS=stock leaves the SDK alone. E2E_REALTIME=websocket gives it the EventSource of React Native, which needs the
+// global WebSocket that Node 20 has with --experimental-websocket.
 
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
 import { after } from "node:test";
 import { EventSource as NodeEventSource } from "eventsource";
 import PocketBase from "pocketbase";
+import { SatchelEventSource } from "../../docs/clients/eventsource.mjs";
 
 const setting = (name) => {
   assert.ok(process.env[name], `${name} must be set`);
@@ -27,7 +29,8 @@ const generated = /^(https?:\/\/[^/]+)\/api\/(collections|files|batch|realtime)(
 export const route = (address) => (versioned ? address.replace(generated, "$1/api/v1/$2") : address);
 
 // Node has no EventSource of its own before version 22.
-globalThis.EventSource = class extends NodeEventSource {
+const Source = process.env.E2E_REALTIME === "websocket" ? SatchelEventSource : NodeEventSource;
+globalThis.EventSource = class extends Source {
   constructor(address, init) {
     super(route(String(address)), init);
   }

@@ -23,6 +23,7 @@ func friends() map[string][]string {
 		"apikeys":       {"audit"},
 		"records":       {"rows"},
 		"impersonation": {"sessions"},
+		"live":          {"rows"},
 		"oauth":         {"sessions"},
 		"operations":    {"audit", "idempotency"},
 		"sessions":      {"audit", "authcache"},

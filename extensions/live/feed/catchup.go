@@ -1,0 +1,229 @@
+package feed
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/satchelbase/satchel/extensions/changes"
+	"github.com/satchelbase/satchel/extensions/live/frame"
+)
+
+// catchUp takes the pending subscriptions that are furthest behind one stretch of the log further, or hands them to the
+// hub when they have reached it.
+func (c *Conn) catchUp(ctx context.Context) error {
+	set, next := c.hindmost()
+	if len(set) == 0 {
+		return nil
+	}
+	auth := c.Who.Load().Auth
+	placed := make(map[*Sub]placement, len(set))
+	for _, s := range slices.Clone(set) {
+		p, err := c.hub.place(s, auth)
+		if err != nil {
+			c.refuse(s, err)
+			set = slices.DeleteFunc(set, func(o *Sub) bool { return o == s })
+			continue
+		}
+		placed[s] = p
+	}
+	if len(set) == 0 {
+		return nil
+	}
+	// A thousand clients that come back at once must not read the database all at the same time.
+	select {
+	case c.hub.catching <- struct{}{}:
+		defer func() { <-c.hub.catching }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	at := set[0].At
+	for _, s := range set {
+		if s.claim {
+			s.claim = false
+			if err := c.settle(ctx, s, placed[s]); err != nil {
+				s.claim = true
+				return err
+			}
+		}
+	}
+	reached, err := c.hub.reached(ctx, at)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errEvaluate, err)
+	}
+	if !reached {
+		return c.readLog(ctx, set, placed, at, next)
+	}
+	for _, s := range set {
+		if s.doubt {
+			if err := c.settle(ctx, s, placed[s]); err != nil {
+				return err
+			}
+			s.doubt = false
+		}
+		if placed[s].group.always() {
+			s.held.clear()
+		}
+	}
+	if !c.hub.join(c, set, placed, at) {
+		return nil // the hub has gone on meanwhile
+	}
+	return c.tellCursor(ctx)
+}
+
+// hindmost are the pending subscriptions with the lowest number, and the next higher number among the others, 0 for none.
+func (c *Conn) hindmost() (set []*Sub, next int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, s := range c.pending {
+		switch {
+		case len(set) == 0 || s.At == set[0].At:
+			set = append(set, s)
+		case s.At < set[0].At:
+			next, set = set[0].At, []*Sub{s}
+		case next == 0 || s.At < next:
+			next = s.At
+		}
+	}
+	return set, next
+}
+
+// readLog sends what happened after at, for subscriptions that all stand there, up to next or one stretch further.
+func (c *Conn) readLog(ctx context.Context, set []*Sub, placed map[*Sub]placement, at, next int64) error {
+	list, to, err := c.hub.changes.Since(ctx, changes.Position{Epoch: c.hub.epoch(), Seq: at}, batch)
+	if reset, ok := errors.AsType[*changes.ResetError](err); ok {
+		if c.hub.Adopt(reset.Now); reset.Now.Epoch != c.hub.epoch() {
+			return errEvaluate // the hub is about to learn of it
+		}
+		return c.reset(set, string(reset.Reason), reset.Now)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: %w", errEvaluate, err)
+	}
+	if next > 0 && to.Seq > next {
+		to.Seq = next
+		list = list[:slices.IndexFunc(list, func(k changes.Change) bool { return k.Seq > next })]
+	}
+	r := newRound(ctx, c.hub)
+	happenings := coalesce(list)
+	for id, what := range happenings {
+		t := &topic{all: map[groupKey]*group{}, byRecord: map[string]map[groupKey]*group{}}
+		var groups []*group
+		for _, s := range set {
+			if s.Collection != id {
+				continue
+			}
+			p := placed[s]
+			fresh := &group{key: p.group.key, test: p.group.test, class: p.group.class, viewer: p.group.viewer}
+			if g := t.add(s, placement{fresh, p.view.copy()}); !slices.Contains(groups, g) {
+				groups = append(groups, g)
+			}
+		}
+		r.run(id, what, groups)
+	}
+	if err := r.failed[c]; err != nil {
+		return fmt.Errorf("%w: %w", errEvaluate, err)
+	}
+	items := r.sorted(c)
+	for _, i := range items {
+		i.note(c.hub.cfg.Remember)
+	}
+	if err := c.write(ctx, items); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	for _, s := range set {
+		s.At = max(s.At, to.Seq)
+	}
+	c.mu.Unlock()
+	if resets := collectionResets(list); len(resets) > 0 {
+		var hit []*Sub
+		for _, s := range set {
+			if _, ok := resets[s.Collection]; ok {
+				hit = append(hit, s)
+			}
+		}
+		if err := c.reset(hit, "collection", to); err != nil {
+			return err
+		}
+	}
+	return c.tellCursor(ctx)
+}
+
+// copy is the view without its subscribers.
+func (v *view) copy() *view { return &view{key: v.key, like: v.like, auth: v.auth, enrich: v.enrich} }
+
+// collectionResets are the collections of which anything may have changed.
+func collectionResets(list []changes.Change) map[string]bool {
+	var out map[string]bool
+	for _, k := range list {
+		if k.Action == changes.Reset || k.Action == changes.Gone {
+			if out == nil {
+				out = map[string]bool{}
+			}
+			out[k.Collection] = true
+		}
+	}
+	return out
+}
+
+// reset tells the client that it must list anew. The stock contract has no word for that but a new connection.
+func (c *Conn) reset(set []*Sub, reason string, now changes.Position) error {
+	if len(set) == 0 {
+		return nil
+	}
+	c.hub.Resets.Add(1)
+	if c.Stock {
+		return Closing{frame.CloseRestart, "events were missed"}
+	}
+	c.mu.Lock()
+	for _, s := range set {
+		s.At = now.Seq
+		s.held.clear()
+		c.answers = append(c.answers, Message{Frame: frame.Out{Type: "reset", Sub: s.Name, Reason: reason, Cursor: now.String()}.Bytes()})
+	}
+	c.told = changes.Position{}
+	c.mu.Unlock()
+	return nil
+}
+
+// settle looks at what the client holds, where that is in doubt.
+func (c *Conn) settle(ctx context.Context, s *Sub, p placement) error {
+	ids := s.held.list()
+	if len(ids) == 0 {
+		return nil
+	}
+	seen, err := c.hub.visible(ctx, p, s.Collection, ids)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errEvaluate, err)
+	}
+	return c.write(ctx, c.leaves(s, p, ids, seen, s.At))
+}
+
+// leaves takes from the client what it may no longer see.
+func (c *Conn) leaves(s *Sub, p placement, ids []string, seen map[string]bool, version int64) []Item {
+	var items []Item
+	slices.Sort(ids)
+	for _, id := range ids {
+		if seen[id] || p.group.key.record != "" && p.group.key.record != id {
+			continue
+		}
+		s.held.remove(id)
+		items = append(items, Item{Sub: s, Body: &Body{Collection: c.hub.name(s.Collection), ID: id, Version: version}})
+	}
+	return items
+}
+
+// refuse ends a subscription that its viewer may not have, or not any more.
+func (c *Conn) refuse(s *Sub, err error) {
+	c.Drop(s.Name)
+	if c.Stock {
+		return
+	}
+	code := ErrDenied
+	if !errors.Is(err, ErrNoRule) {
+		code = ErrGone
+	}
+	c.Answer(Message{Frame: frame.Error("", s.Name, code, "")})
+}

@@ -1,0 +1,31 @@
+package login
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/pocketbase/dbx"
+)
+
+// Endings tells which sessions end, for whoever holds on to some for longer than a request.
+type Endings struct {
+	DB    func() dbx.Builder
+	Table func(name string) uint64 // names the state of a table
+}
+
+// Version changes when sessions have ended.
+func (e Endings) Version() uint64 { return e.Table(Ended) }
+
+// Ended returns those of the sessions, by their ids, that have ended. It is one query.
+func (e Endings) Ended(ids []string) ([]string, error) {
+	raw, err := json.Marshal(ids)
+	if err != nil {
+		return nil, fmt.Errorf("encode ids: %w", err)
+	}
+	var ended []string
+	err = e.DB().NewQuery("SELECT id FROM " + Ended + " WHERE id IN (SELECT value FROM json_each({:ids}))").Bind(dbx.Params{"ids": string(raw)}).Column(&ended)
+	if err != nil {
+		return nil, fmt.Errorf("find ended sessions: %w", err)
+	}
+	return ended, nil
+}
