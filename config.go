@@ -9,6 +9,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/attestation"
 	"github.com/satchelbase/satchel/extensions/authcache"
+	"github.com/satchelbase/satchel/extensions/changes"
 	"github.com/satchelbase/satchel/extensions/guard"
 	"github.com/satchelbase/satchel/extensions/health"
 	"github.com/satchelbase/satchel/extensions/identities"
@@ -64,6 +65,7 @@ type config struct {
 	api         api.Config
 	attestation attestation.Config
 	authcache   authcache.Config
+	changes     changes.Config
 	logs        logs.Config
 	passwords   passwords.Config
 	ratelimit   ratelimit.Config
@@ -90,6 +92,7 @@ func read(s *settings.Settings) config {
 		api:         settings.Section[api.Config](s, "api"),
 		attestation: settings.Section[attestation.Config](s, "attestation"),
 		authcache:   settings.Section[authcache.Config](s, "authcache"),
+		changes:     settings.Section[changes.Config](s, "changes"),
 		logs:        settings.Section[logs.Config](s, "logs"),
 		passwords:   settings.Section[passwords.Config](s, "passwords"),
 		ratelimit:   settings.Section[ratelimit.Config](s, "ratelimit"),

@@ -15,6 +15,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/attestation"
 	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/authcache"
+	"github.com/satchelbase/satchel/extensions/changes"
 	"github.com/satchelbase/satchel/extensions/cli"
 	"github.com/satchelbase/satchel/extensions/demo"
 	"github.com/satchelbase/satchel/extensions/deploy"
@@ -54,6 +55,7 @@ var version = "dev"
 func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *operations.Operations) ([]extensions.Extension, *sessions.Sessions) {
 	var list []extensions.Extension
 	vault, hasher, gate := secrets.NewVault(), passwords.NewHasher(cfg.passwords), attestation.NewGate(cfg.attestation)
+	clog := changes.New(cfg.changes, db)
 	sess := sessions.New(cfg.sessions, sessions.Deps{
 		Vault: vault, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Password: hasher.Verify, SecondFactor: totp.Enabled,
 	})
@@ -65,6 +67,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		memory.New(cfg.memory),
 		metrics.New(cfg.metrics, len(cfg.api.TrustedProxies) > 0, all),
 		store.New(db),
+		clog.Extension(),
 		secrets.New(cfg.secrets, vault),
 		ratelimit.New(cfg.ratelimit, guard.Familiar(sess.KnownDevice), ops.Cost),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, sess.Verify)),

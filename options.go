@@ -2,7 +2,10 @@
 
 package main
 
-import "github.com/satchelbase/satchel/extensions/store"
+import (
+	"github.com/satchelbase/satchel/extensions/changes"
+	"github.com/satchelbase/satchel/extensions/store"
+)
 
 // storeOptions are what the program decides about its database files.
-func storeOptions() store.Options { return store.Options{} }
+func storeOptions() store.Options { return store.Options{Quiet: changes.Tables()} }

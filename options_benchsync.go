@@ -6,6 +6,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/satchelbase/satchel/extensions/changes"
 	"github.com/satchelbase/satchel/extensions/store"
 )
 
@@ -15,7 +16,7 @@ func storeOptions() store.Options {
 	if err != nil {
 		panic(err)
 	}
-	return store.Options{Sync: func(f *os.File) error {
+	return store.Options{Quiet: changes.Tables(), Sync: func(f *os.File) error {
 		time.Sleep(delay)
 		return f.Sync()
 	}}

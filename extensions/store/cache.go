@@ -3,49 +3,10 @@ package store
 import (
 	"container/list"
 	"database/sql/driver"
-	"hash/maphash"
-	"sync"
 )
 
-const (
-	// statementsKept bounds the prepared statements of one connection. A statement takes 3-10 kB.
-	statementsKept = 128
-
-	// textsRemembered bounds the texts that were seen once. It must exceed the number of random texts between two uses
-	// of a regular one.
-	textsRemembered = 1024
-)
-
-// sightings remembers which texts were seen before, for all connections of a file. PocketBase puts random names into
-// some of its SQL (the dummy record of create rules, aliases of multi-match filters, temporary columns and views); these
-// texts never come twice, so a text is worth a place in the cache when it comes for the second time.
-type sightings struct {
-	seed maphash.Seed
-
-	mu    sync.Mutex
-	known map[uint64]bool
-	order []uint64 // ring
-	at    int
-}
-
-func newSightings() *sightings {
-	return &sightings{seed: maphash.MakeSeed(), known: make(map[uint64]bool, textsRemembered), order: make([]uint64, textsRemembered)}
-}
-
-// again reports whether the text was seen before, and remembers it.
-func (s *sightings) again(text string) bool {
-	hash := maphash.String(s.seed, text)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.known[hash] {
-		return true
-	}
-	delete(s.known, s.order[s.at])
-	s.order[s.at] = hash
-	s.known[hash] = true
-	s.at = (s.at + 1) % len(s.order)
-	return false
-}
+// statementsKept bounds the prepared statements of one connection. A statement takes 3-10 kB.
+const statementsKept = 128
 
 // prepared is a statement in the cache. It is busy as long as its rows are open, and is not handed out meanwhile.
 type prepared struct {

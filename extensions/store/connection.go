@@ -61,7 +61,7 @@ func (c *connection) statement(ctx context.Context, text string, st statement.St
 		return p, nil
 	}
 	c.file.misses.Add(1)
-	if !c.file.seen.again(text) {
+	if !c.file.seen.Again(text) {
 		return nil, nil
 	}
 	stmt, err := c.PrepareContext(ctx, text)

@@ -18,11 +18,12 @@ const (
 	driverCaches = true
 )
 
-// pragmas are those of PocketBase's own connections, in its order.
+// pragmas are those of PocketBase's own connections, in its order, and recursive_triggers, without which REPLACE deletes
+// rows past the triggers that record deletions.
 func pragmas() []string {
 	return []string{
 		"busy_timeout=10000", "journal_mode=WAL", "journal_size_limit=200000000", "synchronous=NORMAL", "foreign_keys=ON",
-		"temp_store=MEMORY", "cache_size=-32000",
+		"temp_store=MEMORY", "cache_size=-32000", "recursive_triggers=ON",
 	}
 }
 

@@ -16,10 +16,11 @@ const (
 	// driverCaches says that the driver below keeps prepared statements itself.
 	driverCaches = false
 
-	// parameters are those of PocketBase's own connections. busy_timeout is first: setting the journal mode may already
-	// have to wait for another connection.
+	// parameters are those of PocketBase's own connections and recursive_triggers, without which REPLACE deletes rows
+	// past the triggers that record deletions. busy_timeout is first: setting the journal mode may already have to wait
+	// for another connection.
 	parameters = "?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=journal_size_limit(200000000)" +
-		"&_pragma=synchronous(NORMAL)&_pragma=foreign_keys(ON)&_pragma=temp_store(MEMORY)&_pragma=cache_size(-32000)&_defensive=1"
+		"&_pragma=synchronous(NORMAL)&_pragma=recursive_triggers(ON)&_pragma=foreign_keys(ON)&_pragma=temp_store(MEMORY)&_pragma=cache_size(-32000)&_defensive=1"
 )
 
 // dial opens a connection of the SQLite driver.

@@ -39,8 +39,9 @@ type file struct {
 	polls   sync.Mutex   // held by readers that ask SQLite, so that they do not take each other for writers
 
 	tables tables
+	notify *notify // nil unless this is data.db
 
-	seen                  *sightings
+	seen                  *statement.Sightings
 	hits, misses, commits atomic.Uint64
 }
 
@@ -131,8 +132,13 @@ func (f *file) sync() error {
 	return nil
 }
 
-// advance increases the version; the caller holds the gate.
-func (f *file) advance() { f.word.Store((f.word.Load()>>1 + 1) << 1) }
+// advance increases the version and tells those who want to know; the caller holds the gate.
+func (f *file) advance() {
+	f.word.Store((f.word.Load()>>1 + 1) << 1)
+	if f.notify != nil {
+		f.notify.call()
+	}
+}
 
 // settle says that from now on only the holder of the gate can change data, because it holds SQLite's write lock too.
 func (f *file) settle() { f.word.Store(f.word.Load() | 1) }
@@ -196,10 +202,14 @@ func (f *file) dirties(st statement.Statement) bool {
 
 // newFile describes the file; nothing is opened yet.
 func (s *Store) newFile(path string) *file {
-	return &file{
+	f := &file{
 		path: path, patience: defaultPatience, durable: s.cfg.Durability == Full && filepath.Base(path) == dataFile, options: s.options, keep: &s.keep,
-		epoch: newEpoch(), seen: newSightings(), wal: wal{path: path + "-wal", flush: s.flush()},
+		epoch: newEpoch(), seen: statement.NewSightings(), wal: wal{path: path + "-wal", flush: s.flush()},
 	}
+	if filepath.Base(path) == dataFile {
+		f.notify = &s.notify
+	}
+	return f
 }
 
 // flush is os.File.Sync unless the options replace it. On macOS Sync uses F_FULLFSYNC, which empties the drive's cache.

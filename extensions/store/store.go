@@ -63,7 +63,7 @@ func (c Config) Validate() error {
 // Options are what the program, not the operator, decides.
 type Options struct {
 	// Quiet lists tables of data.db whose writes do not change the version: hot plain tables that no rule, collection or
-	// view reads. A trigger on such a table must not write to a table that is not quiet.
+	// view reads. A trigger that writes to nothing else leaves the versions of tables exact, see [Store.TableVersion].
 	Quiet []string
 
 	// Sync makes the write-ahead log durable; default (*os.File).Sync. Benchmarks slow it down, tests make it fail.
@@ -78,6 +78,7 @@ type Store struct {
 	options Options
 	keep    atomic.Bool
 	unknown atomic.Uint64 // numbers of TableVersion that stand for nothing
+	notify  notify
 
 	// data is the file that versions are asked for.
 	data atomic.Pointer[file]
@@ -142,6 +143,25 @@ func (s *Store) Healthy() error {
 		}
 	}
 	return errors.Join(failed...)
+}
+
+// Notify makes fn be called whenever the version of data.db grows: after each commit of this process that may have
+// changed data, when it is visible and before the writer returns, and when a commit of another process is noticed, by a
+// write or by [Store.Version]. The commit need not be on disk yet, see [Store.Durable]. fn must neither block nor use the
+// database. Call Notify before the files are opened.
+func (s *Store) Notify(fn func()) { s.notify.add(fn) }
+
+// Durable returns when everything that was committed to data.db before the call is on disk, if that is promised at all.
+// It shares its fsync with the writers that wait.
+func (s *Store) Durable() error {
+	f := s.data.Load()
+	if f == nil || !f.durable {
+		return nil
+	}
+	if err := f.wal.wait(); err != nil {
+		return notDurable(err)
+	}
+	return nil
 }
 
 // Version names the state of data.db, for answers that need not be computed again. Two equal versions, both exact, mean

@@ -1,7 +1,6 @@
 package store
 
 import (
-	"context"
 	"math"
 	"slices"
 	"strings"
@@ -36,6 +35,7 @@ type tables struct {
 	all      atomic.Uint64
 	own      sync.Map // lower-case name -> *atomic.Uint64
 	triggers bool     // guarded by the gate: a write to one table may change another
+	schema   int64    // guarded by the gate: the version of the schema that triggers was found in
 }
 
 func (t *tables) count(table string) {
@@ -72,16 +72,10 @@ func (f *file) announce(c *change) {
 	f.advance()
 }
 
-// countTriggers counts the triggers that may write to a table. One whose body has none of these words can only refuse.
-const countTriggers = `SELECT count(*) FROM (
-	SELECT substr(sql, instr(upper(sql), 'BEGIN')) AS body FROM sqlite_schema WHERE type = 'trigger'
-) WHERE body LIKE '%INSERT%' OR body LIKE '%UPDATE%' OR body LIKE '%DELETE%' OR body LIKE '%REPLACE%'`
-
 // bump makes known that anything may have changed, the triggers included. The caller holds the gate.
 func (f *file) bump() {
 	if f.writer != nil {
-		n, err := f.writer.number(context.Background(), countTriggers)
-		f.tables.triggers = err != nil || n > 0
+		f.lookForTriggers()
 	}
 	f.tables.all.Add(1)
 	f.advance()
@@ -89,7 +83,8 @@ func (f *file) bump() {
 
 // TableVersion names the state of one table of data.db. It returns another number after any committed write to the table
 // than before it, from the moment at which the write returns; so also after statements that were not understood and
-// after writes of triggers. Commits of other processes count as well, within a millisecond, or ten while this process
+// after writes of triggers: as long as there is one that may write to a table that is not quiet, every commit counts for
+// every table. Commits of other processes count as well, within a millisecond, or ten while this process
 // writes. Take it before the query that is remembered under it. While it cannot be told whether another process has
 // written, each call returns a number that never comes again. The tables of [Options.Quiet] have none.
 func (s *Store) TableVersion(table string) uint64 {

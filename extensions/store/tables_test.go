@@ -3,6 +3,7 @@ package store
 import (
 	"database/sql"
 	"errors"
+	"sync/atomic"
 	"testing"
 )
 
@@ -90,5 +91,75 @@ func TestTableVersionOfNothing(t *testing.T) {
 	}
 	if first := s.TableVersion("users"); first == s.TableVersion("users") {
 		t.Error("two calls agree about a file that is not open")
+	}
+}
+
+// Triggers that write to quiet tables leave the versions exact.
+func TestTableVersionWithContainedTriggers(t *testing.T) {
+	p := openPair(t, full(), Options{Quiet: []string{"Changes_Log"}})
+	p.exec(t, "CREATE TABLE changes_log (seq INTEGER PRIMARY KEY AUTOINCREMENT, rec TEXT)")
+	p.exec(t, "CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT)")
+	p.exec(t, `CREATE TRIGGER changes_1_insert AFTER INSERT ON "notes" BEGIN INSERT INTO changes_log (rec) VALUES (NEW.id); END`)
+	users, notes := stable(t, p.store, "users"), stable(t, p.store, "notes")
+	p.exec(t, "INSERT INTO notes VALUES (1, 'x')")
+	if stable(t, p.store, "users") != users {
+		t.Error("a write to notes changed the version of users")
+	}
+	if stable(t, p.store, "notes") == notes {
+		t.Error("a write to notes did not change its version")
+	}
+	var n int
+	if err := p.read.QueryRow("SELECT count(*) FROM changes_log").Scan(&n); err != nil || n != 1 {
+		t.Errorf("the trigger recorded %d changes: %v", n, err)
+	}
+}
+
+// Those who want to know are told of each commit before the writer returns, and of those of other processes.
+func TestNotify(t *testing.T) {
+	p := openPair(t, full(), Options{Quiet: []string{"jobs"}})
+	other := openAt(t, p.file().path, full(), Options{})
+	var told atomic.Int64
+	p.store.Notify(func() { told.Add(1) })
+	p.exec(t, "CREATE TABLE jobs (id INTEGER PRIMARY KEY)")
+	for _, c := range []struct {
+		name string
+		want bool
+		do   func() error
+	}{
+		{"a write", true, func() error { _, err := p.write.Exec("INSERT INTO notes (title) VALUES ('x')"); return err }},
+		{"a quiet write", false, func() error { _, err := p.write.Exec("INSERT INTO jobs DEFAULT VALUES"); return err }},
+		{"a read", false, func() error { _, err := p.read.Exec("SELECT 1 FROM notes"); return err }},
+		{"another process", true, func() error {
+			if _, err := other.write.Exec("INSERT INTO notes (title) VALUES ('y')"); err != nil {
+				return err
+			}
+			exact(t, p.store)
+			return nil
+		}},
+	} {
+		before := told.Load()
+		if err := c.do(); err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		if got := told.Load() > before; got != c.want {
+			t.Errorf("%s: told %v", c.name, got)
+		}
+	}
+	if err := p.store.Durable(); err != nil {
+		t.Errorf("durable: %v", err)
+	}
+}
+
+// Rows that REPLACE evicts are deletions for triggers too.
+func TestReplaceFiresDeleteTriggers(t *testing.T) {
+	p := openPair(t, full(), Options{})
+	p.exec(t, "CREATE TABLE gone (id INTEGER)")
+	p.exec(t, "CREATE UNIQUE INDEX notes_title ON notes (title)")
+	p.exec(t, "CREATE TRIGGER tr AFTER DELETE ON notes BEGIN INSERT INTO gone VALUES (OLD.id); END")
+	p.exec(t, "INSERT INTO notes VALUES (1, 'a')")
+	p.exec(t, "INSERT OR REPLACE INTO notes VALUES (2, 'a')")
+	var id int
+	if err := p.read.QueryRow("SELECT id FROM gone").Scan(&id); err != nil || id != 1 {
+		t.Errorf("%d %v", id, err)
 	}
 }

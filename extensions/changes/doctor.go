@@ -1,0 +1,208 @@
+package changes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/pocketbase/dbx"
+	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/changes/capture"
+)
+
+// examined is what the doctor found about one collection.
+type examined struct {
+	id         string
+	Collection string   `json:"collection"`
+	Records    int      `json:"records"`
+	Heads      int      `json:"heads"`
+	Deleted    int      `json:"deleted"`
+	Problems   []string `json:"problems"`
+
+	// Reads are the names of the collections that the list rule reads; Notes, what makes it slow.
+	Reads []string `json:"reads"`
+	Notes []string `json:"notes"`
+}
+
+const advice = "satchel changes doctor --mend, which begins these collections anew: devices read them again"
+
+// check is the line of "satchel doctor". It looks at triggers only: to count records takes long.
+func (l *Log) check(ctx context.Context, _ *extensions.Host) extensions.Result {
+	if !capture.Installed(l.app) {
+		return extensions.Result{Level: extensions.Skip, Message: "the database is not migrated yet", Next: "satchel serve"}
+	}
+	captured, problems, err := l.captured(ctx)
+	if err != nil {
+		return extensions.Result{Level: extensions.Skip, Message: "the database cannot be read: " + err.Error()}
+	}
+	if len(problems) > 0 {
+		return extensions.Result{Level: extensions.Fail, Message: fmt.Sprintf("%d problems, the first: %s", len(problems), problems[0]), Next: advice}
+	}
+	return extensions.Result{Message: fmt.Sprintf("the changes of %d collections are recorded", len(captured))}
+}
+
+// captured lists the collections that should be captured, and what is wrong with their triggers and the connection.
+func (l *Log) captured(ctx context.Context) ([]*core.Collection, []string, error) {
+	var list []*core.Collection
+	var problems []string
+	db := l.app.ConcurrentDB()
+	var recursive bool
+	if err := db.NewQuery("PRAGMA recursive_triggers").WithContext(ctx).Row(&recursive); err != nil {
+		return nil, nil, err
+	}
+	if !recursive {
+		problems = append(problems, "recursive_triggers is off: deletions by REPLACE are not recorded")
+	}
+	all, err := l.app.FindAllCollections()
+	if err != nil {
+		return nil, nil, err
+	}
+	stored, err := capture.StoredTriggers(db)
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, c := range all {
+		if !capture.Capturable(c) || l.excluded(c) {
+			continue
+		}
+		k, ok, err := capture.Live(db, c.Id)
+		if err != nil {
+			return nil, nil, err
+		}
+		wrong := "it is not captured"
+		if ok {
+			wrong = capture.WrongTriggers(stored, k.C, c.Name)
+		}
+		if wrong != "" {
+			problems = append(problems, c.Name+": "+wrong)
+			continue
+		}
+		list = append(list, c)
+	}
+	return list, problems, nil
+}
+
+// compare holds the heads of a collection against its records: their numbers, and if deep every id.
+func (l *Log) compare(ctx context.Context, c *core.Collection, deep bool) (examined, error) {
+	out := examined{id: c.Id, Collection: c.Name, Problems: []string{}, Reads: []string{}, Notes: []string{}}
+	k, err := l.complete(ctx, c.Id)
+	if err != nil {
+		return out, err
+	}
+	db, ok := l.app.ConcurrentDB().(*dbx.DB)
+	if !ok {
+		return out, errors.New("the database is not open")
+	}
+	for attempt := 0; ; attempt++ {
+		busy := false
+		err := db.TransactionalContext(ctx, nil, func(tx *dbx.Tx) error { // one snapshot
+			s, err := capture.ReadState(ctx, tx)
+			if err != nil || s.Folded < s.Horizon {
+				busy = err == nil
+				return err
+			}
+			return out.count(ctx, tx, k, deep)
+		})
+		if err != nil {
+			return out, fmt.Errorf("compare heads of %s: %w", c.Name, err)
+		}
+		if !busy {
+			return out, nil
+		}
+		if attempt == 20 {
+			out.Notes = append(out.Notes, "it is written to all the time and was not compared")
+			return out, nil
+		}
+		if _, err := l.Fold(ctx); err != nil {
+			return out, err
+		}
+	}
+}
+
+func (e *examined) count(ctx context.Context, tx *dbx.Tx, k Collection, deep bool) error {
+	params := dbx.Params{"c": k.C}
+	number := func(query string, into *int) error { return tx.NewQuery(query).Bind(params).WithContext(ctx).Row(into) }
+	if err := number("SELECT count(*) FROM "+capture.Quote(k.Name), &e.Records); err != nil {
+		return err
+	}
+	if err := number("SELECT count(*) FROM changes_heads WHERE c = {:c} AND del = 0", &e.Heads); err != nil {
+		return err
+	}
+	if err := number("SELECT count(*) FROM changes_heads WHERE c = {:c} AND del = 1", &e.Deleted); err != nil {
+		return err
+	}
+	if e.Records != e.Heads {
+		e.Problems = append(e.Problems, fmt.Sprintf("%d records have %d heads", e.Records, e.Heads))
+	}
+	if !deep {
+		return nil
+	}
+	for _, q := range []struct{ text, query string }{
+		{"records without a head", "SELECT id FROM " + capture.Quote(k.Name) + " EXCEPT SELECT rec FROM changes_heads WHERE c = {:c} AND del = 0"},
+		{"heads without a record", "SELECT rec FROM changes_heads WHERE c = {:c} AND del = 0 EXCEPT SELECT id FROM " + capture.Quote(k.Name)},
+	} {
+		var n int
+		if err := number("SELECT count(*) FROM ("+q.query+")", &n); err != nil {
+			return err
+		}
+		if n == 0 {
+			continue
+		}
+		var first string
+		if err := tx.NewQuery(q.query + " LIMIT 1").Bind(params).WithContext(ctx).Row(&first); err != nil {
+			return err
+		}
+		e.Problems = append(e.Problems, fmt.Sprintf("%d %s, such as %s", n, q.text, first))
+	}
+	return nil
+}
+
+// largeTable is from how many records on a scan is worth a note.
+const largeTable = 1000
+
+// explain says what the list rule of the collection reads, for a user of the first auth collection.
+func (l *Log) explain(c *core.Collection, e *examined) error {
+	if c.ListRule == nil {
+		return nil
+	}
+	var auth *core.Record
+	all, err := l.app.FindAllCollections(core.CollectionTypeAuth)
+	if err != nil {
+		return err
+	}
+	for _, a := range all {
+		if capture.Capturable(a) {
+			auth = core.NewRecord(a)
+			auth.Id = core.GenerateDefaultRandomId()
+			break
+		}
+	}
+	d, err := RuleDependencies(l.app, c, *c.ListRule, auth)
+	if err != nil {
+		return err
+	}
+	for _, id := range d.Collections {
+		if read, err := l.app.FindCachedCollectionByNameOrId(id); err == nil {
+			e.Reads = append(e.Reads, read.Name)
+		}
+	}
+	if d.Volatile {
+		e.Notes = append(e.Notes, "the list rule depends on time or on the request: its answer cannot be remembered")
+	}
+	for _, table := range d.Tables {
+		e.Notes = append(e.Notes, "the list rule reads "+table+", whose changes are not recorded")
+	}
+	for _, table := range d.Scans {
+		var n int
+		err := l.app.ConcurrentDB().NewQuery("SELECT count(*) FROM (SELECT 1 FROM " + capture.Quote(table) + " LIMIT {:n})").Bind(dbx.Params{"n": largeTable}).Row(&n)
+		if err != nil {
+			return err
+		}
+		if n == largeTable {
+			e.Notes = append(e.Notes, "the list rule reads "+table+" from end to end: an index may help")
+		}
+	}
+	return nil
+}
