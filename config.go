@@ -24,6 +24,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
+	"github.com/satchelbase/satchel/extensions/sync"
 	"github.com/satchelbase/satchel/extensions/totp"
 )
 
@@ -79,6 +80,7 @@ type config struct {
 	metrics     metrics.Config
 	passkeys    passkeys.Config
 	store       store.Config
+	sync        sync.Config
 	totp        totp.Config
 }
 
@@ -105,6 +107,7 @@ func read(s *settings.Settings) config {
 		metrics:     settings.Section[metrics.Config](s, "metrics"),
 		passkeys:    settings.Section[passkeys.Config](s, "passkeys"),
 		store:       settings.Section[store.Config](s, "db"),
+		sync:        settings.Section[sync.Config](s, "sync"),
 		totp:        settings.Section[totp.Config](s, "totp"),
 	}
 }

@@ -40,6 +40,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
+	"github.com/satchelbase/satchel/extensions/sync"
 	"github.com/satchelbase/satchel/extensions/totp"
 	"github.com/satchelbase/satchel/hooks"
 	_ "github.com/satchelbase/satchel/migrations"
@@ -56,6 +57,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 	var list []extensions.Extension
 	vault, hasher, gate := secrets.NewVault(), passwords.NewHasher(cfg.passwords), attestation.NewGate(cfg.attestation)
 	clog := changes.New(cfg.changes, db)
+	syncer := sync.New(cfg.sync, sync.Deps{Log: clog, Durable: db.Durable})
 	sess := sessions.New(cfg.sessions, sessions.Deps{
 		Vault: vault, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Password: hasher.Verify, SecondFactor: totp.Enabled,
 	})
@@ -67,7 +69,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		memory.New(cfg.memory),
 		metrics.New(cfg.metrics, len(cfg.api.TrustedProxies) > 0, all),
 		store.New(db),
-		clog.Extension(),
+		syncer.Polling(clog.Extension()),
 		secrets.New(cfg.secrets, vault),
 		ratelimit.New(cfg.ratelimit, guard.Familiar(sess.KnownDevice), ops.Cost),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, sess.Verify)),
@@ -91,6 +93,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		}),
 		ops.Extension(operations.Deps{Recent: sess.Recent, Attested: gate.Require, Audit: audit.Note}),
 		records.New(cfg.records, db),
+		syncer.Extension(),
 		health.New(cfg.health, all),
 		demo.New(),
 		rules.New(sandbox(cfg, pb)),

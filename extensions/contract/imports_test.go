@@ -23,6 +23,7 @@ func friends() map[string][]string {
 		"impersonation": {"sessions"},
 		"oauth":         {"sessions"},
 		"sessions":      {"audit", "authcache"},
+		"sync":          {"rows", "records/body"},
 	}
 }
 

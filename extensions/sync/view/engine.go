@@ -184,6 +184,16 @@ func (d *Device) Horizon(ctx context.Context, src Source, c Collection, cursor C
 	return p.h, true, nil
 }
 
+// Known reports whether the cursor can be continued: otherwise the next page begins anew.
+func (d *Device) Known(ctx context.Context, src Source, cursor Cursor) (bool, error) {
+	now, err := src.Now(ctx)
+	if err != nil {
+		return false, fmt.Errorf("read position: %w", err)
+	}
+	r := d.find(cursor)
+	return r != nil && r.epoch == now.Epoch && !r.stale(now), nil
+}
+
 // Forget drops what is known of the device.
 func (d *Device) Forget(ctx context.Context) error {
 	for _, r := range slices.Clone(d.runs) {
