@@ -8,6 +8,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/changes"
 	"github.com/satchelbase/satchel/extensions/store"
+	"github.com/satchelbase/satchel/extensions/sync"
 )
 
 // storeOptions of the benchmark's build make every sync slower by BENCH_SYNC_DELAY, as a slow disk would be.
@@ -16,7 +17,7 @@ func storeOptions() store.Options {
 	if err != nil {
 		panic(err)
 	}
-	return store.Options{Quiet: changes.Tables(), Sync: func(f *os.File) error {
+	return store.Options{Quiet: append(changes.Tables(), sync.Tables()...), Sync: func(f *os.File) error {
 		time.Sleep(delay)
 		return f.Sync()
 	}}

@@ -255,7 +255,7 @@ func (p *pull) advance(ctx context.Context, old *part, c Collection) (*part, err
 			return part, err
 		}
 	}
-	wanted, err := p.compare(ctx, part, old.h, maybe, again)
+	wanted, err := p.compare(ctx, part, old.h, again)
 	if err != nil {
 		return nil, err
 	}
@@ -296,7 +296,7 @@ func (p *pull) delta(ctx context.Context, part *part, after int64, maybe *Set) (
 
 	part.queue.Or(wanted)
 	if verify := p.d.engine.verify; verify != nil && !f.noDeps {
-		all, err := p.compare(ctx, part, after, &Set{}, false)
+		all, err := p.compare(ctx, part, after, false)
 		if err != nil {
 			return false, err
 		}
@@ -326,8 +326,9 @@ func (p *pull) read(ctx context.Context, part *part, numbers []uint64) (map[uint
 	return known, nil
 }
 
-// compare returns what must be queued according to the set of all visible rows.
-func (p *pull) compare(ctx context.Context, part *part, after int64, maybe *Set, again bool) (*Set, error) {
+// compare returns what must be queued according to the set of all visible rows. What the client may hold without have
+// saying so is not looked at: all of that is late.
+func (p *pull) compare(ctx context.Context, part *part, after int64, again bool) (*Set, error) {
 	p.looked[part.Key] = true
 	wanted, now := &Set{}, &Set{}
 	err := p.src.Visible(ctx, part.Collection, func(number uint64, version int64) {
@@ -339,7 +340,7 @@ func (p *pull) compare(ctx context.Context, part *part, after int64, maybe *Set,
 	if err != nil {
 		return nil, fmt.Errorf("read visible rows: %w", err)
 	}
-	lost := set(part.have, maybe)
+	lost := set(part.have)
 	lost.AndNot(now)
 	wanted.Or(lost)
 	return wanted, nil
