@@ -260,13 +260,10 @@ func TestPolling(t *testing.T) {
 		if err := json.Unmarshal(resp.Body, &body); err != nil {
 			t.Fatalf("%v: %s", err, resp.Body)
 		}
-		if resp.Status != http.StatusOK || len(body.Data) != 1 || body.Data[0].ID != note.Id || body.Data[0].Action != "upsert" || body.Pagination.HasNext {
+		if resp.Header.Get("ETag") == "" || resp.Status != http.StatusOK || len(body.Data) != 1 || body.Data[0].ID != note.Id || body.Data[0].Action != "upsert" || body.Pagination.HasNext {
 			t.Fatalf("first poll: %d %s", resp.Status, resp.Body)
 		}
 		cursor := body.Pagination.NextCursor
-		if again := get(base, map[string]string{"If-None-Match": resp.Header.Get("ETag")}); again.Status != http.StatusNotModified && again.Status != http.StatusOK {
-			t.Errorf("conditional poll: %d", again.Status)
-		}
 		quiet := get(base+cursor, nil)
 		if quiet.Status != http.StatusNoContent || quiet.Header.Get("X-Next-Cursor") == "" || quiet.Header.Get("Retry-After") != "30" {
 			t.Errorf("quiet poll: %d %v %s", quiet.Status, quiet.Header, quiet.Body)
