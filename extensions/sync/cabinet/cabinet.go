@@ -155,6 +155,18 @@ func (c *Cabinet) Close(ctx context.Context) error {
 	return err
 }
 
+// Abandon closes the file as a crash would: the next Open decides whether it can be trusted.
+func (c *Cabinet) Abandon() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.db == nil {
+		return nil
+	}
+	err := c.db.Close()
+	c.db = nil
+	return err
+}
+
 // Nonce implements [view.Store].
 func (c *Cabinet) Nonce() string {
 	c.mu.RLock()
