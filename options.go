@@ -9,4 +9,6 @@ import (
 )
 
 // storeOptions are what the program decides about its database files.
-func storeOptions() store.Options { return store.Options{Quiet: append(changes.Tables(), sync.Tables()...)} }
+func storeOptions() store.Options {
+	return store.Options{Quiet: append(changes.Tables(), sync.Tables()...)}
+}

@@ -3,6 +3,7 @@ package sync_test
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -255,11 +256,7 @@ func (d *device) equalsList() {
 	d.t.Helper()
 	var rows []map[string]any
 	for _, row := range d.rows {
-		copied := map[string]any{}
-		for k, v := range row {
-			copied[k] = v
-		}
-		rows = append(rows, copied)
+		rows = append(rows, maps.Clone(row))
 	}
 	got, want := texts(rows), d.listed()
 	for id, text := range want {

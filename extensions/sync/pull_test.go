@@ -3,6 +3,7 @@ package sync_test
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -243,9 +244,7 @@ func TestPolling(t *testing.T) {
 	get := func(path string, header map[string]string) apptest.Response {
 		t.Helper()
 		h := map[string]string{"X-Device-Id": "device-0123456789"}
-		for k, v := range header {
-			h[k] = v
-		}
+		maps.Copy(h, header)
 		return f.Do(t, apptest.Request{Path: path, Token: token, Header: h})
 	}
 	for _, base := range []string{"/api/v1/changes?collections=notes&since=", "/api/v1/records/notes/changes?since="} {

@@ -3,6 +3,7 @@ package sync_test
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"testing"
@@ -14,10 +15,7 @@ import (
 )
 
 func with(change map[string]any, key string, value any) map[string]any {
-	out := map[string]any{}
-	for k, v := range change {
-		out[k] = v
-	}
+	out := maps.Clone(change)
 	out[key] = value
 	return out
 }
@@ -257,8 +255,15 @@ func TestRulesEqualTheRecordAPI(t *testing.T) {
 		`@request.body.owner:isset = false`, `team = "" && title ~ "a"`, `@request.auth.verified = false`,
 	}
 	bodies := []map[string]any{
-		{"title": "a"}, {"title": "x"}, {"likes": 3}, {"body": "b", "likes": 1}, {"title": "a", "tags": []string{"a", "b"}}, {"team": ""},
-		{"title": fmt.Sprintf("%060d", 1)}, {"tags": []string{"nothing"}}, {"owner": "nobody"},
+		{"title": "a"},
+		{"title": "x"},
+		{"likes": 3},
+		{"body": "b", "likes": 1},
+		{"title": "a", "tags": []string{"a", "b"}},
+		{"team": ""},
+		{"title": fmt.Sprintf("%060d", 1)},
+		{"tags": []string{"nothing"}},
+		{"owner": "nobody"},
 	}
 	f := start(t, options{})
 	ann, token := f.User(t, "ann@example.test")
@@ -273,10 +278,7 @@ func TestRulesEqualTheRecordAPI(t *testing.T) {
 			for _, op := range []string{push.Create, push.Update, push.Delete} {
 				n++
 				stock, own := id(fmt.Sprintf("s%dx", n)), id(fmt.Sprintf("o%dx", n))
-				set := map[string]any{}
-				for k, v := range body {
-					set[k] = v
-				}
+				set := maps.Clone(body)
 				path, method := "/api/collections/notes/records/"+stock, http.MethodPatch
 				sent := any(set)
 				switch op {

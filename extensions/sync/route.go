@@ -161,9 +161,9 @@ func (s *Sync) pushAll(e *core.RequestEvent, c Caller, d *view.Device, raw []jso
 		}
 		list, places = append(list, change), append(places, i)
 	}
-	for i := len(list) - 1; i >= 0; i-- {
-		if bad[list[i].Group] {
-			results[places[i]] = push.Result{CID: list[i].CID, Status: push.Invalid, Reason: &push.Reason{
+	for i, change := range slices.Backward(list) {
+		if bad[change.Group] {
+			results[places[i]] = push.Result{CID: change.CID, Status: push.Invalid, Reason: &push.Reason{
 				Code: push.ErrGroup.Name, Detail: "another change of the group is not well-formed",
 			}}
 			list, places = slices.Delete(list, i, i+1), slices.Delete(places, i, i+1)

@@ -33,11 +33,13 @@ const (
 	touchAfter = 24 * time.Hour
 )
 
-var schema = []string{
-	`CREATE TABLE IF NOT EXISTS meta (k INTEGER PRIMARY KEY CHECK (k = 1), nonce TEXT NOT NULL, boot TEXT NOT NULL)`,
-	`CREATE TABLE IF NOT EXISTS devices (device TEXT PRIMARY KEY, state BLOB, used INTEGER NOT NULL) WITHOUT ROWID`,
-	`CREATE TABLE IF NOT EXISTS runs (device TEXT NOT NULL, run INTEGER NOT NULL, fixed BLOB, moving BLOB, UNIQUE (device, run))`,
-	`CREATE INDEX IF NOT EXISTS devices_used ON devices (used)`,
+func schema() []string {
+	return []string{
+		`CREATE TABLE IF NOT EXISTS meta (k INTEGER PRIMARY KEY CHECK (k = 1), nonce TEXT NOT NULL, boot TEXT NOT NULL)`,
+		`CREATE TABLE IF NOT EXISTS devices (device TEXT PRIMARY KEY, state BLOB, used INTEGER NOT NULL) WITHOUT ROWID`,
+		`CREATE TABLE IF NOT EXISTS runs (device TEXT NOT NULL, run INTEGER NOT NULL, fixed BLOB, moving BLOB, UNIQUE (device, run))`,
+		`CREATE INDEX IF NOT EXISTS devices_used ON devices (used)`,
+	}
 }
 
 // Cabinet is the store. It is safe for concurrent use once it is open.
@@ -105,7 +107,7 @@ func (c *Cabinet) open() (err error) {
 		}
 	}()
 	ctx := context.Background()
-	for _, statement := range schema {
+	for _, statement := range schema() {
 		if _, err := db.ExecContext(ctx, statement); err != nil {
 			return fmt.Errorf("prepare views: %w", err)
 		}
@@ -118,8 +120,8 @@ func (c *Cabinet) open() (err error) {
 	now := c.boot()
 	if boot != clean && (now == "" || boot != now) {
 		nonce = strings.ToLower(rand.Text()[:nonceLength])
-		for _, table := range []string{"devices", "runs"} {
-			if _, err := db.ExecContext(ctx, "DELETE FROM "+table); err != nil {
+		for _, statement := range []string{"DELETE FROM devices", "DELETE FROM runs"} {
+			if _, err := db.ExecContext(ctx, statement); err != nil {
 				return fmt.Errorf("empty views: %w", err)
 			}
 		}

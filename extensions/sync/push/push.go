@@ -103,10 +103,8 @@ func recordKey(c Change) string { return c.Collection + "/" + c.ID }
 // unit executes changes in one transaction.
 func (b *batch) unit(list []Change, members []int) {
 	wait := b.out || slices.ContainsFunc(members, func(i int) bool { return b.stuck[recordKey(list[i])] })
-	at, err := members[0], error(nil)
-	if wait {
-		err = ErrAgain
-	} else {
+	at, err := members[0], error(ErrAgain)
+	if !wait {
 		at, err = b.transact(list, members)
 	}
 	if err == nil {

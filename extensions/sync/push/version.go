@@ -1,12 +1,11 @@
 package push
 
 import (
+	"database/sql"
 	"errors"
 	"fmt"
 
 	"github.com/pocketbase/dbx"
-
-	"database/sql"
 )
 
 // lastSQL finds the last change of a record as it is inside a transaction: the change log lets nobody see what is not

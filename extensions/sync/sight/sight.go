@@ -265,8 +265,9 @@ func (s *Sight) Bodies(ctx context.Context, name string, ids []string, fn func(i
 	if err != nil {
 		return fmt.Errorf("marshal ids: %w", err)
 	}
-	q := s.app.RecordQuery(c).WithContext(ctx).AndWhere(dbx.NewExp(
-		"[["+c.Name+".id]] IN (SELECT [[value]] FROM json_each({:syncIds}))", dbx.Params{"syncIds": string(list)}))
+	// The ids come first: SQLite might rather go through all rows of the owner and look for those that are wanted.
+	q := s.app.RecordQuery(c).WithContext(ctx).From("json_each({:syncIds}) sync_ids").
+		Join("CROSS JOIN", c.Name, dbx.NewExp("[["+c.Name+".id]] = [[sync_ids.value]]")).AndBind(dbx.Params{"syncIds": string(list)})
 	if err := rows.Where(q, s.app, c, s.info, c.ListRule, ""); err != nil {
 		return err
 	}

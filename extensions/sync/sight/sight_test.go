@@ -3,6 +3,7 @@ package sight
 import (
 	"context"
 	"net/http"
+	"slices"
 	"testing"
 
 	"github.com/pocketbase/pocketbase/core"
@@ -76,14 +77,7 @@ func TestDependencies(t *testing.T) {
 			t.Errorf("%s: %v", test.rule, err)
 			continue
 		}
-		has := func(id string) bool {
-			for _, other := range d.others {
-				if other == id {
-					return true
-				}
-			}
-			return false
-		}
+		has := func(id string) bool { return slices.Contains(d.others, id) }
 		if has(notes.Id) != test.self || has(members.Id) != test.members || has(users.Id) != test.users || d.auth != test.auth || d.never != test.never {
 			t.Errorf("%s depends on %+v", test.rule, d)
 		}

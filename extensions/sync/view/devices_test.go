@@ -238,7 +238,12 @@ func (d *melon) quiet() bool {
 	return true
 }
 
-func (d *melon) sync(w *world) bool { return d.once(w) || d.once(w) }
+func (d *melon) sync(w *world) bool {
+	if d.once(w) {
+		return true
+	}
+	return d.once(w)
+}
 
 func (d *melon) once(w *world) bool {
 	cursor := d.cursor

@@ -221,7 +221,7 @@ func (s sight) Rows(_ context.Context, _ Collection, numbers []uint64) ([]Row, e
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, Row{Head: Head{Number: n, ID: id, Version: s.heads[id].seq}, Body: body})
+		out = append(out, Row{Number: n, ID: id, Version: s.heads[id].seq, Body: body})
 	}
 	return out, nil
 }
