@@ -215,7 +215,7 @@ func (l *Log) Extension() extensions.Extension {
 		Serve:      func(_ *extensions.Host, e *core.ServeEvent) error { return l.open(e.App) },
 		Start:      l.start,
 		Stop:       l.end,
-		Checks:     []extensions.Check{{Name: "change capture", Run: l.check}},
+		Checks:     []extensions.Check{{Name: "change capture", Offline: true, Run: l.check}},
 		Metrics:    l.metrics(),
 		Commands:   func(*extensions.Host) []*cobra.Command { return []*cobra.Command{l.command()} },
 	}

@@ -39,13 +39,22 @@ func (l *Log) doctorCommand() *cobra.Command {
 		if !capture.Installed(l.app) {
 			return cli.Fail(cli.ExitError, "there is no change log yet", "the database is not migrated", "satchel serve")
 		}
-		list, problems, err := l.captured(cmd.Context())
+		problems, err := l.connection(cmd.Context())
 		if err != nil {
 			return err
 		}
+		list, lost, err := l.captured(cmd.Context(), l.app.ConcurrentDB())
+		if err != nil {
+			return err
+		}
+		problems = append(problems, lost...)
 		var wrong []string
 		found := make([]examined, 0, len(list))
-		for _, collection := range list {
+		for _, id := range list {
+			collection, err := l.app.FindCollectionByNameOrId(id)
+			if err != nil {
+				return fmt.Errorf("find collection: %w", err)
+			}
 			e, err := l.compare(cmd.Context(), collection, *deep)
 			if err != nil {
 				return err

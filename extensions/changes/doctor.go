@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/changes/capture"
+	"github.com/satchelbase/satchel/extensions/internal/readonly"
 )
 
 // examined is what the doctor found about one collection.
@@ -28,42 +31,49 @@ type examined struct {
 
 const advice = "satchel changes doctor --mend, which begins these collections anew: devices read them again"
 
-// check is the line of "satchel doctor". It looks at triggers only: to count records takes long.
-func (l *Log) check(ctx context.Context, _ *extensions.Host) extensions.Result {
-	if !capture.Installed(l.app) {
-		return extensions.Result{Level: extensions.Skip, Message: "the database is not migrated yet", Next: "satchel serve"}
+// check is the line of "satchel doctor", which opens no database for writing. It looks at triggers only: to count records
+// takes long.
+func (l *Log) check(ctx context.Context, h *extensions.Host) extensions.Result {
+	skip := extensions.Result{Level: extensions.Skip, Message: "there is no change log yet", Next: "satchel serve"}
+	path := filepath.Join(h.App.DataDir(), "data.db")
+	if _, err := os.Stat(path); err != nil {
+		return skip
 	}
-	captured, problems, err := l.captured(ctx)
+	file, err := readonly.Open(path)
 	if err != nil {
 		return extensions.Result{Level: extensions.Skip, Message: "the database cannot be read: " + err.Error()}
 	}
-	if len(problems) > 0 {
+	defer func() { _ = file.Close() }() // it was only read
+	db := dbx.NewFromDB(file, "sqlite")
+	var there bool
+	err = db.NewQuery("SELECT count(*) FROM sqlite_schema WHERE name = 'changes_state'").WithContext(ctx).Row(&there)
+	if err == nil && !there {
+		return skip
+	}
+	captured, problems, err := l.captured(ctx, db)
+	switch {
+	case err != nil:
+		return extensions.Result{Level: extensions.Skip, Message: "the database cannot be read: " + err.Error()}
+	case len(problems) > 0:
 		return extensions.Result{Level: extensions.Fail, Message: fmt.Sprintf("%d problems, the first: %s", len(problems), problems[0]), Next: advice}
 	}
 	return extensions.Result{Message: fmt.Sprintf("the changes of %d collections are recorded", len(captured))}
 }
 
-// captured lists the collections that should be captured, and what is wrong with their triggers and the connection.
-func (l *Log) captured(ctx context.Context) ([]*core.Collection, []string, error) {
-	var list []*core.Collection
-	var problems []string
-	db := l.app.ConcurrentDB()
-	var recursive bool
-	if err := db.NewQuery("PRAGMA recursive_triggers").WithContext(ctx).Row(&recursive); err != nil {
-		return nil, nil, err
-	}
-	if !recursive {
-		problems = append(problems, "recursive_triggers is off: deletions by REPLACE are not recorded")
-	}
-	all, err := l.app.FindAllCollections()
-	if err != nil {
-		return nil, nil, err
+// captured lists the ids of the collections that are captured, and what is wrong with the triggers of those that should
+// be.
+func (l *Log) captured(ctx context.Context, db dbx.Builder) (ids, problems []string, err error) {
+	var all []struct{ ID, Name, Type string }
+	if err := db.NewQuery("SELECT id, name, type FROM _collections ORDER BY name").WithContext(ctx).All(&all); err != nil {
+		return nil, nil, fmt.Errorf("list collections: %w", err)
 	}
 	stored, err := capture.StoredTriggers(db)
 	if err != nil {
 		return nil, nil, err
 	}
-	for _, c := range all {
+	for _, found := range all {
+		c := &core.Collection{}
+		c.Id, c.Name, c.Type = found.ID, found.Name, found.Type
 		if !capture.Capturable(c) || l.excluded(c) {
 			continue
 		}
@@ -79,9 +89,21 @@ func (l *Log) captured(ctx context.Context) ([]*core.Collection, []string, error
 			problems = append(problems, c.Name+": "+wrong)
 			continue
 		}
-		list = append(list, c)
+		ids = append(ids, c.Id)
 	}
-	return list, problems, nil
+	return ids, problems, nil
+}
+
+// connection says what is wrong with the connections that this program writes through.
+func (l *Log) connection(ctx context.Context) (problems []string, err error) {
+	var recursive bool
+	if err := l.app.NonconcurrentDB().NewQuery("PRAGMA recursive_triggers").WithContext(ctx).Row(&recursive); err != nil {
+		return nil, fmt.Errorf("read setting of the connection: %w", err)
+	}
+	if !recursive {
+		problems = append(problems, "recursive_triggers is off: deletions by REPLACE are not recorded")
+	}
+	return problems, nil
 }
 
 // compare holds the heads of a collection against its records: their numbers, and if deep every id.

@@ -28,7 +28,7 @@ func TestReadersSeeEveryNumber(t *testing.T) {
 				var err error
 				switch i % 3 {
 				case 0:
-					err = f.App.Save(r)
+					err = f.Save(r)
 				case 1:
 					err = f.RunInTransaction(func(tx core.App) error {
 						if err := tx.Save(r); err != nil {
@@ -89,7 +89,7 @@ func TestOwnWritesAreSeen(t *testing.T) {
 		all.Go(func() {
 			for range 20 {
 				r := core.NewRecord(f.notes)
-				if err := f.App.Save(r); err != nil {
+				if err := f.Save(r); err != nil {
 					t.Error(err)
 				}
 				heads, err := f.HeadsOf(t.Context(), "notes", []string{r.Id})

@@ -21,7 +21,7 @@ func TestWaysOfWriting(t *testing.T) {
 	f := start(t, defaults())
 	_, root := f.Superuser(t)
 	f.Settings().Batch.Enabled, f.Settings().Batch.MaxRequests, f.Settings().Batch.Timeout = true, 50, 30
-	f.must(f.App.Save(f.Settings()))
+	f.must(f.Save(f.Settings()))
 	children := core.NewBaseCollection("children")
 	children.Fields.Add(&core.RelationField{Name: "note", CollectionId: f.notes.Id, MaxSelect: 1, CascadeDelete: true})
 	f.save(children)
@@ -62,8 +62,10 @@ func TestWaysOfWriting(t *testing.T) {
 			map[string]any{"method": "PATCH", "url": records + "/" + id, "body": map[string]any{"title": "c"}},
 		}}), []string{"create " + id, "update " + id}},
 		{"a hook", do(http.MethodPost, records, map[string]any{"id": "0000000000twice", "title": "twice"}), nil},
-		{"the SQL console", do(http.MethodPost, "/api/sql", map[string]any{"query": "UPDATE notes SET title = 'sql' WHERE id = '" + id + "'; DELETE FROM notes WHERE id = '00000000000hook'"}),
-			[]string{"update " + id, "delete 00000000000hook"}},
+		{
+			"the SQL console", do(http.MethodPost, "/api/sql", map[string]any{"query": "UPDATE notes SET title = 'sql' WHERE id = '" + id + "'; DELETE FROM notes WHERE id = '00000000000hook'"}),
+			[]string{"update " + id, "delete 00000000000hook"},
+		},
 		{"a cascade", func() {
 			child := core.NewRecord(children)
 			child.Id = "0000000000child"

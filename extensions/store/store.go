@@ -154,12 +154,10 @@ func (s *Store) Notify(fn func()) { s.notify.add(fn) }
 // Durable returns when everything that was committed to data.db before the call is on disk, if that is promised at all.
 // It shares its fsync with the writers that wait.
 func (s *Store) Durable() error {
-	f := s.data.Load()
-	if f == nil || !f.durable {
-		return nil
-	}
-	if err := f.wal.wait(); err != nil {
-		return notDurable(err)
+	if f := s.data.Load(); f != nil && f.durable {
+		if err := f.wal.wait(); err != nil {
+			return notDurable(err)
+		}
 	}
 	return nil
 }

@@ -24,9 +24,8 @@ func (f *file) lookForTriggers() {
 			spreads = spreads || !statement.Contained(text, f.options.quiet)
 		})
 	}
-	f.tables.triggers, f.tables.schema = err != nil || spreads, schema
-	if err != nil {
-		f.tables.schema = 0 // look again
+	if f.tables.triggers, f.tables.schema = spreads, schema; err != nil {
+		f.tables.triggers, f.tables.schema = true, 0 // look again
 	}
 }
 
@@ -43,15 +42,14 @@ func (c *connection) texts(ctx context.Context, query string, fn func(text strin
 		}
 	}()
 	row := make([]driver.Value, len(r.Columns()))
-	for {
-		if err := r.Next(row); errors.Is(err, io.EOF) {
-			return nil
-		} else if err != nil {
-			return err
-		}
+	for err = r.Next(row); err == nil; err = r.Next(row) {
 		text, _ := row[0].(string)
 		fn(text)
 	}
+	if errors.Is(err, io.EOF) {
+		return nil
+	}
+	return err
 }
 
 // notify is a list of functions that are called when the version grows.
