@@ -30,6 +30,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
+	"github.com/satchelbase/satchel/extensions/sync"
 	"github.com/satchelbase/satchel/extensions/teams"
 	"github.com/satchelbase/satchel/extensions/totp"
 )
@@ -93,6 +94,7 @@ type config struct {
 	passkeys    passkeys.Config
 	store       store.Config
 	teams       teams.Config
+	sync        sync.Config
 	totp        totp.Config
 }
 
@@ -126,6 +128,7 @@ func read(s *settings.Settings) config {
 		passkeys:    settings.Section[passkeys.Config](s, "passkeys"),
 		store:       settings.Section[store.Config](s, "db"),
 		teams:       settings.Section[teams.Config](s, "teams"),
+		sync:        settings.Section[sync.Config](s, "sync"),
 		totp:        settings.Section[totp.Config](s, "totp"),
 	}
 }

@@ -4,15 +4,21 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
 
 	"github.com/pocketbase/pocketbase"
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/account"
+	"github.com/satchelbase/satchel/extensions/admins"
 	"github.com/satchelbase/satchel/extensions/anonymous"
+	"github.com/satchelbase/satchel/extensions/apikeys"
 	"github.com/satchelbase/satchel/extensions/audit"
+	"github.com/satchelbase/satchel/extensions/changes"
 	"github.com/satchelbase/satchel/extensions/cli"
+	"github.com/satchelbase/satchel/extensions/doctor"
+	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/operations"
@@ -22,6 +28,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/store"
+	"github.com/satchelbase/satchel/extensions/sync"
 	"github.com/satchelbase/satchel/extensions/teams"
 	"github.com/satchelbase/satchel/hooks"
 )
@@ -33,6 +40,11 @@ func site() fs.FS {
 		panic(err)
 	}
 	return files
+}
+
+// quietTables are those whose writes change nothing that is remembered of other tables.
+func quietTables() []string {
+	return slices.Concat(changes.Tables(), sync.Tables(), []string{apikeys.Uses, idempotency.Table})
 }
 
 // about is what the program says of itself.
@@ -93,6 +105,22 @@ func teamsWithoutOwner(app core.App, user *core.Record) ([]account.Blocker, erro
 		blockers[i] = account.Blocker{Kind: "teams", ID: team.ID, Message: "make another member of " + team.Name + " an owner, or delete the team"}
 	}
 	return blockers, nil
+}
+
+// installation is what the doctor looks at besides the features.
+func installation(cfg config, pb *pocketbase.PocketBase) doctor.Info {
+	return doctor.Info{
+		Settings: cfg.settings, Production: cfg.general.production(), DataDir: pb.DataDir, Addr: func() string { return cfg.general.HTTP },
+		PublicURL: cfg.general.PublicURL, TrustedProxies: len(cfg.api.TrustedProxies),
+	}
+}
+
+// newKeys lets API keys call operations.
+func newKeys(cfg apikeys.Config, db *store.Store, log *audit.Log, sess *sessions.Sessions) extensions.Extension {
+	return apikeys.New(cfg, apikeys.Deps{
+		Scopes: []string{"operations:*"}, Routes: []string{"/api/v1/operations/"}, Version: db.TableVersion,
+		Audit: log.Append, May: admins.May, Recent: sess.RequireRecent(),
+	})
 }
 
 // sandbox returns a function that opens the program on a copy of the data.

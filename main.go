@@ -45,6 +45,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
+	"github.com/satchelbase/satchel/extensions/sync"
 	"github.com/satchelbase/satchel/extensions/teams"
 	"github.com/satchelbase/satchel/extensions/totp"
 	"github.com/satchelbase/satchel/hooks"
@@ -63,6 +64,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 	vault, hasher, gate := secrets.NewVault(), passwords.NewHasher(cfg.passwords), attestation.NewGate(cfg.attestation)
 	log := audit.NewLog(vault)
 	clog := changes.New(cfg.changes, db)
+	syncer := sync.New(cfg.sync, sync.Deps{Log: clog, Durable: db.Durable})
 	sess := sessions.New(cfg.sessions, sessions.Deps{
 		Vault: vault, Audit: log.Append, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Password: hasher.Verify, SecondFactor: totp.Enabled,
 	})
@@ -77,16 +79,13 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		memory.New(cfg.memory),
 		metrics.New(cfg.metrics, len(cfg.api.TrustedProxies) > 0, all),
 		store.New(db),
-		clog.Extension(),
+		syncer.Polling(clog.Extension()),
 		secrets.New(cfg.secrets, vault),
 		ratelimit.New(cfg.ratelimit, guard.Familiar(sess.KnownDevice), ops.Cost),
 		authcache.New(cfg.authcache, authcache.NewCache(cfg.authcache, db.TableVersion, sess.Verify)),
 		audit.New(cfg.audit, log, admins.May),
 		admins.New(admins.Deps{Recent: sess.RequireRecent(), Audit: log.Append}),
-		apikeys.New(cfg.apikeys, apikeys.Deps{
-			Scopes: []string{"operations:*"}, Routes: []string{"/api/v1/operations/"}, Version: db.TableVersion,
-			Audit: log.Append, May: admins.May, Recent: sess.RequireRecent(),
-		}),
+		newKeys(cfg.apikeys, db, log, sess),
 		sess.Extension(),
 		oauth.New(sess, apikeys.Allow(apikeys.ScopeIntrospect)),
 		impersonation.New(sess, impersonation.Deps{May: admins.May, Privileged: admins.Privileged}),
@@ -116,14 +115,12 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		}),
 		health.New(cfg.health, all, admins.May),
 		live.New(cfg.live, clog, live.Deps{Sessions: login.Endings{DB: pb.ConcurrentDB, Table: db.TableVersion}, Channels: hooks.Channels()}).Extension(),
+		syncer.Extension(),
 		demo.New(),
 		rules.New(sandbox(cfg, pb)),
 		deploy.New(),
 		dev.New(),
-		doctor.New(all, doctor.Info{
-			Settings: cfg.settings, Production: cfg.general.production(), DataDir: pb.DataDir, Addr: func() string { return cfg.general.HTTP },
-			PublicURL: cfg.general.PublicURL, TrustedProxies: len(cfg.api.TrustedProxies),
-		}),
+		doctor.New(all, installation(cfg, pb)),
 	}
 	return list, sess
 }

@@ -3,13 +3,10 @@
 package main
 
 import (
-	"github.com/satchelbase/satchel/extensions/apikeys"
-	"github.com/satchelbase/satchel/extensions/changes"
-	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/store"
 )
 
 // storeOptions are what the program decides about its database files.
 func storeOptions() store.Options {
-	return store.Options{Quiet: append(changes.Tables(), apikeys.Uses, idempotency.Table)}
+	return store.Options{Quiet: quietTables()}
 }

@@ -6,9 +6,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/satchelbase/satchel/extensions/apikeys"
-	"github.com/satchelbase/satchel/extensions/changes"
-	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/store"
 )
 
@@ -18,7 +15,7 @@ func storeOptions() store.Options {
 	if err != nil {
 		panic(err)
 	}
-	return store.Options{Quiet: append(changes.Tables(), apikeys.Uses, idempotency.Table), Sync: func(f *os.File) error {
+	return store.Options{Quiet: quietTables(), Sync: func(f *os.File) error {
 		time.Sleep(delay)
 		return f.Sync()
 	}}

@@ -95,6 +95,9 @@ func StatusOf(ctx context.Context, err error) int {
 	return router.ToApiError(err).Status
 }
 
+// ProblemOf is the problem that /api/v1 answers for the error, for answers that carry problems inside.
+func ProblemOf(err error) *Problem { return asProblem(tooLarge(err)) }
+
 // CodeOf is the name of the code that /api/v1 answers for the error.
 func CodeOf(err error) string { return asProblem(tooLarge(err)).Code.Name }
 

@@ -18,6 +18,7 @@ type Page struct {
 	Limit      int
 	NextCursor string
 	Total      *int // nil unless the client asked for it
+	Last       bool // NextCursor is for later: there is nothing behind it now
 }
 
 type pageJSON struct {
@@ -29,7 +30,7 @@ type pageJSON struct {
 
 // MarshalJSON writes {limit, hasNext, nextCursor, total?}.
 func (p Page) MarshalJSON() ([]byte, error) {
-	out := pageJSON{Limit: p.Limit, HasNext: p.NextCursor != "", Total: p.Total}
+	out := pageJSON{Limit: p.Limit, HasNext: p.NextCursor != "" && !p.Last, Total: p.Total}
 	if p.NextCursor != "" {
 		out.NextCursor = &p.NextCursor
 	}

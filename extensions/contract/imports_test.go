@@ -27,6 +27,7 @@ func friends() map[string][]string {
 		"oauth":         {"sessions"},
 		"operations":    {"audit", "idempotency"},
 		"sessions":      {"audit", "authcache"},
+		"sync":          {"rows", "records/body"},
 	}
 }
 

@@ -98,7 +98,7 @@ func (s *server) up(changed ...configure) {
 	s.App, s.hub = app, live.New(cfg, clog, deps)
 	cache := settings.Defaults[authcache.Config]()
 	list := []extensions.Extension{
-		api.New(settings.Defaults[api.Config]()), store.New(db), clog.Extension(), audit.New(),
+		api.New(settings.Defaults[api.Config]()), store.New(db), clog.Extension(), audit.New(audit.Config{}, audit.NewLog(secret.Fixed([]byte("root key of the tests"))), nil),
 		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, sess.Verify)), sess.Extension(), s.hub.Extension(),
 	}
 	log := slog.New(slog.NewTextHandler(testWriter{s.t}, &slog.HandlerOptions{Level: slog.LevelWarn}))

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/satchelbase/satchel/extensions/store/gate"
+	"github.com/satchelbase/satchel/extensions/store/notify"
 	"github.com/satchelbase/satchel/extensions/store/statement"
 )
 
@@ -39,7 +40,7 @@ type file struct {
 	polls   sync.Mutex   // held by readers that ask SQLite, so that they do not take each other for writers
 
 	tables tables
-	notify *notify // nil unless this is data.db
+	notify *notify.List // nil unless this is data.db
 
 	seen                  *statement.Sightings
 	hits, misses, commits atomic.Uint64
@@ -136,7 +137,7 @@ func (f *file) sync() error {
 func (f *file) advance() {
 	f.word.Store((f.word.Load()>>1 + 1) << 1)
 	if f.notify != nil {
-		f.notify.call()
+		f.notify.Call()
 	}
 }
 

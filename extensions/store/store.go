@@ -37,6 +37,8 @@ import (
 	"time"
 
 	"github.com/pocketbase/dbx"
+
+	"github.com/satchelbase/satchel/extensions/store/notify"
 )
 
 const dataFile = "data.db"
@@ -79,7 +81,7 @@ type Store struct {
 	keep    atomic.Bool
 	unknown atomic.Uint64 // numbers of TableVersion that stand for nothing
 	waits   atomic.Pointer[func() error]
-	notify  notify
+	notify  notify.List
 
 	// data is the file that versions are asked for.
 	data atomic.Pointer[file]
@@ -150,7 +152,7 @@ func (s *Store) Healthy() error {
 // changed data, when it is visible and before the writer returns, and when a commit of another process is noticed, by a
 // write or by [Store.Version]. The commit need not be on disk yet, see [Store.Durable]. fn must neither block nor use the
 // database. Call Notify before the files are opened.
-func (s *Store) Notify(fn func()) { s.notify.add(fn) }
+func (s *Store) Notify(fn func()) { s.notify.Add(fn) }
 
 // Durable returns when everything that was committed to data.db before the call is on disk, if that is promised at all.
 // It shares its fsync with the writers that wait.

@@ -5,7 +5,6 @@ import (
 	"database/sql/driver"
 	"errors"
 	"io"
-	"sync/atomic"
 
 	"github.com/satchelbase/satchel/extensions/store/statement"
 )
@@ -50,28 +49,4 @@ func (c *connection) texts(ctx context.Context, query string, fn func(text strin
 		return nil
 	}
 	return err
-}
-
-// notify is a list of functions that are called when the version grows.
-type notify struct{ list atomic.Pointer[[]func()] }
-
-func (n *notify) add(fn func()) {
-	for {
-		old := n.list.Load()
-		list := []func(){fn}
-		if old != nil {
-			list = append(list, *old...)
-		}
-		if n.list.CompareAndSwap(old, &list) {
-			return
-		}
-	}
-}
-
-func (n *notify) call() {
-	if list := n.list.Load(); list != nil {
-		for _, fn := range *list {
-			fn()
-		}
-	}
 }

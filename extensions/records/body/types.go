@@ -28,6 +28,14 @@ type checker struct {
 	more      int
 }
 
+// Mistakes are what is wrong with the members of a body that a user sends to write to the collection, for those that take
+// such bodies in another form than the generated API does.
+func Mistakes(collection *core.Collection, members map[string]jsontext.Value) []api.FieldError {
+	c := checker{}
+	c.check(collection, members, "")
+	return c.errors
+}
+
 // writable reports whether the sender could write to the collection at all; whoever cannot learns nothing about its
 // fields, and hears so from the handler.
 func (c *checker) writable(collection *core.Collection, method string) bool {
