@@ -86,7 +86,9 @@ func (s *server) up(changed ...configure) {
 	}
 	scfg := settings.Defaults[sessions.Config]()
 	scfg.StockTokens = sessions.StockOn
-	sess := sessions.New(scfg, sessions.Deps{Vault: secret.Fixed([]byte("root key of the tests")), Version: db.TableVersion})
+	vault := secret.Fixed([]byte("root key of the tests"))
+	record := audit.NewLog(vault)
+	sess := sessions.New(scfg, sessions.Deps{Vault: vault, Audit: record.Append, Version: db.TableVersion})
 	clog := changes.New(settings.Defaults[changes.Config](), db)
 	cfg := settings.Defaults[live.Config]()
 	cfg.Frames = 1000
@@ -98,7 +100,7 @@ func (s *server) up(changed ...configure) {
 	s.App, s.hub = app, live.New(cfg, clog, deps)
 	cache := settings.Defaults[authcache.Config]()
 	list := []extensions.Extension{
-		api.New(settings.Defaults[api.Config]()), store.New(db), clog.Extension(), audit.New(audit.Config{}, audit.NewLog(secret.Fixed([]byte("root key of the tests"))), nil),
+		api.New(settings.Defaults[api.Config]()), store.New(db), clog.Extension(), audit.New(audit.Config{}, record, nil),
 		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, sess.Verify)), sess.Extension(), s.hub.Extension(),
 	}
 	log := slog.New(slog.NewTextHandler(testWriter{s.t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
