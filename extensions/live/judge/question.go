@@ -54,27 +54,34 @@ func NewQuestion(app core.App, collection *core.Collection, rule *string, filter
 // Shared reports that the answer depends on the viewers in the pairs and on no other.
 func (q *Question) Shared() bool { return q.shared }
 
+// build makes the SELECT. The pairs are its last table, which SQLite then looks up by the values that the rule compares a
+// viewer's id with: a record with a thousand members and as many viewers costs a thousand steps and not a million.
 func build(app core.App, collection *core.Collection, rule *string, filter string, info *core.RequestInfo) (string, dbx.Params, error) {
-	sel := app.ConcurrentDB().Select(pairs+".k").
-		From("(SELECT key AS k, json_extract(value, '$[0]') AS v, json_extract(value, '$[1]') AS r FROM json_each({:"+pairs+"})) "+pairs).
-		Join("CROSS JOIN", collection.Name, dbx.NewExp("[["+collection.Name+".id]] = "+pairs+".r"))
+	sel := app.ConcurrentDB().Select(pairs + ".k").Distinct(true).From(collection.Name).
+		AndWhere(dbx.NewExp("[[" + collection.Name + ".id]] IN (SELECT r FROM " + pairs + ")"))
 	if err := rows.Where(sel, app, collection, info, rule, filter); err != nil {
 		return "", nil, err
 	}
+	sel.Join("CROSS JOIN", pairs, dbx.NewExp(pairs+".r = [["+collection.Name+".id]]"))
 	built := sel.Build()
-	params := dbx.Params{}
-	maps.Copy(params, built.Params())
-	return built.SQL(), params, nil
+	return built.SQL(), maps.Clone(built.Params()), nil
 }
 
-// exchange puts the viewer of the pair where the mark is. It reports false if the mark is part of something longer, or if
-// the id of this one viewer is there nevertheless.
+// with is the table of pairs. Ids are declared as texts, or SQLite would not look them up.
+const with = "WITH " + pairs + "(k, v, r) AS MATERIALIZED (SELECT key, CAST(json_extract(value, '$[0]') AS TEXT), CAST(json_extract(value, '$[1]') AS TEXT) FROM json_each({:" + pairs + "}))"
+
+// exchange puts the viewer of the pair where the mark is. It reports false if the mark is part of something longer, if it
+// is in a join, which comes before the pairs, or if the id of this one viewer is there nevertheless.
 func exchange(text *string, params dbx.Params, mark, id string) bool {
+	joins, _, _ := strings.Cut(*text, " WHERE ")
 	for name, value := range params {
 		given, ok := value.(string)
 		switch {
 		case !ok:
 		case given == mark:
+			if strings.Contains(joins, "{:"+name+"}") {
+				return false
+			}
 			*text = strings.ReplaceAll(*text, "{:"+name+"}", pairs+".v")
 			delete(params, name)
 		case strings.Contains(given, mark), given == id:
@@ -89,7 +96,7 @@ type Pair [2]string
 
 // Ask returns, for each pair in its order, whether the viewer sees the record.
 func (q *Question) Ask(ctx context.Context, about []Pair) ([]bool, error) {
-	return q.ask(ctx, q.text, q.params, about)
+	return q.ask(ctx, with+" "+q.text, q.params, about)
 }
 
 // AskGone asks about records that are not there any more, as if they still were what they are here. What else the
@@ -119,8 +126,8 @@ func (q *Question) AskGone(ctx context.Context, gone []*core.Record, about []Pai
 	}
 	params := dbx.Params{"live_gone": string(raw)}
 	maps.Copy(params, q.params)
-	with := "WITH {{" + q.collection.Name + "}} AS (SELECT " + strings.Join(columns, ", ") + " FROM json_each({:live_gone})) "
-	return q.ask(ctx, with+q.text, params, about)
+	pretence := ", {{" + q.collection.Name + "}} AS (SELECT " + strings.Join(columns, ", ") + " FROM json_each({:live_gone})) "
+	return q.ask(ctx, with+pretence+q.text, params, about)
 }
 
 // plain is a value as the database would hold it.
