@@ -262,6 +262,9 @@ func (s *Sync) Caller(e *core.RequestEvent) (Caller, error) {
 // Engine makes the pages.
 func (s *Sync) Engine() *view.Engine { return s.engine }
 
+// Nonce is the part of cursors that names the file of the views, for clients that can only keep a number.
+func (s *Sync) Nonce() string { return s.views.Nonce() }
+
 // Source is what the caller of the request sees.
 func (s *Sync) Source(e *core.RequestEvent) (*sight.Sight, error) { return s.sights.For(e) }
 

@@ -313,8 +313,8 @@ func TestConvergence(t *testing.T) {
 		return
 	}
 	n := *seeds
-	if testing.Short() {
-		n /= 10
+	if testing.Short() || raceEnabled {
+		n /= 20
 	}
 	failed := 0
 	for i := uint64(1); i <= uint64(n) && failed < 5; i++ {

@@ -60,7 +60,7 @@ func TestMutations(t *testing.T) {
 // The plans of the mutations hold when nothing is wrong.
 func TestMutationPlansHold(t *testing.T) {
 	for _, m := range mutations() {
-		for seed := uint64(1); seed <= 50; seed++ {
+		for seed := uint64(1); seed <= 20; seed++ {
 			if errs := history(seed, m.plan); len(errs) > 0 {
 				t.Errorf("%s: history %d: %s", m.name, seed, strings.Join(errs[:min(3, len(errs))], "\n"))
 				break

@@ -46,7 +46,7 @@ func FuzzStored(f *testing.F) {
 
 func TestForgedPositionsAreUnknown(t *testing.T) {
 	w := newWorld()
-	for _, id := range strings.Split("abcdefgh", "") {
+	for id := range strings.SplitSeq("abcdefgh", "") {
 		w.put(id, note{Owner: "u1"})
 	}
 	first := w.pull("d", "u1", Cursor{}, 2, "")
@@ -65,7 +65,7 @@ func TestForgedPositionsAreUnknown(t *testing.T) {
 
 func TestPagesEndByBytes(t *testing.T) {
 	w := newWorld()
-	for _, id := range strings.Split("abcdefgh", "") {
+	for id := range strings.SplitSeq("abcdefgh", "") {
 		w.put(id, note{Owner: "u1", Body: strings.Repeat("x", 1000)})
 	}
 	d, err := w.engine.Open(t.Context(), "d")
