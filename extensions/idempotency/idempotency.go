@@ -10,7 +10,7 @@
 // the caller may do is not decided again: the answer is what the same caller got before.
 //
 // The following take no part, and ignore the header: sign-in, tokens and everything else below /api/v1/auth, because
-// their answers hold secrets; streams and resumable uploads, which have means of their own; changes of collections, whose
+// their answers hold secrets; streams, offline sync and resumable uploads, which have means of their own; changes of collections, whose
 // hooks write migration files; backups, SQL, crons and settings, which take long or call others. A handler runs while nobody else can write, so it must not wait
 // for the network; a route that calls other services is [Policy.Phased] and takes its steps by [Steps].
 //

@@ -118,7 +118,7 @@ func takesNoPart(route string) bool {
 		return !strings.HasPrefix(route, "/api/collections/{collection}/records")
 	}
 	for _, prefix := range []string{
-		"/api/v1/auth/", "/api/v1/live", "/api/v1/uploads", "/api/realtime", "/api/backups", "/api/sql", "/api/crons", "/api/logs", "/api/settings/",
+		"/api/v1/auth/", "/api/v1/live", "/api/v1/sync", "/api/v1/uploads", "/api/realtime", "/api/backups", "/api/sql", "/api/crons", "/api/logs", "/api/settings/",
 	} {
 		if strings.HasPrefix(route, prefix) {
 			return true
