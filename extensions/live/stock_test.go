@@ -189,15 +189,17 @@ func TestShim(t *testing.T) {
 	if m := read(); m.Event != "notes/*" || m.ID != hello.ID || !strings.Contains(m.Data, `"title":"by socket"`) {
 		t.Errorf("%+v", m)
 	}
-	go s.down()
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		s.down()
+	}()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if _, _, err := ws.Read(ctx); websocket.CloseStatus(err) != frame.CloseRestart {
 		t.Errorf("%v", err)
 	}
-	for s.http != nil && ctx.Err() == nil {
-		time.Sleep(time.Millisecond)
-	}
+	<-stopped
 }
 
 func TestLimitsOnConnections(t *testing.T) {
@@ -281,6 +283,20 @@ func TestChannels(t *testing.T) {
 			t.Fatalf("%+v", m)
 		}
 	}
+	// Whoever may not join any more is put out.
+	s.set(eve, map[string]any{"role": "chief", "name": "Eve"}) // an account that changes is looked at at once
+	s.set(team, map[string]any{"members": []string{ada.Id}})
+	s.set(eve, map[string]any{"name": "Evelyn"})
+	if e := b.next("error"); e.Code != "live.denied" || e.Sub != "mine" {
+		t.Fatalf("%+v", e)
+	}
+	if p := a.next("presence"); len(p.Left) != 1 {
+		t.Fatalf("%+v", p)
+	}
+	s.set(team, map[string]any{"members": []string{ada.Id, eve.Id}})
+	b.sub("mine", channel)
+	a.next("presence")
+
 	b.send(map[string]any{"type": "unsub", "sub": "mine"})
 	b.next("unsub")
 	if p := a.next("presence"); len(p.Left) != 1 || p.Left[0].User.ID != eve.Id {
