@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -320,5 +321,30 @@ func TestRestartClosesConnections(t *testing.T) {
 	case <-st.closed:
 	case <-time.After(patience):
 		t.Error("the stream is still open")
+	}
+}
+
+// A client that is told twice at the same time what it subscribes to goes on from where it was.
+func TestSubscribingTwiceLosesNothing(t *testing.T) {
+	s := start(t)
+	ada, token := s.user("ada")
+	st := s.stream("/api/realtime")
+	for i := range 30 {
+		var twice sync.WaitGroup
+		for range 2 {
+			twice.Go(func() { s.subscribe(st, token, "notes/*", fmt.Sprint("posts/", i)) })
+		}
+		s.record("notes", map[string]any{"owner": ada.Id, "n": i})
+		twice.Wait()
+		if i == 0 { // it may have been there before the subscription
+			s.subscribe(st, token, "notes/*", "posts/0")
+			s.record("notes", map[string]any{"owner": ada.Id, "n": -1})
+			for st.told(t, "notes/*").Record["n"] != -1.0 {
+			}
+			continue
+		}
+		if m := st.told(t, "notes/*"); m.Record["n"] != float64(i) {
+			t.Fatalf("%+v, want %d", m, i)
+		}
 	}
 }
