@@ -14,6 +14,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/pocketbase/pocketbase/core"
 
+	"github.com/satchelbase/satchel/extensions/live/channel"
 	"github.com/satchelbase/satchel/extensions/live/feed"
 	"github.com/satchelbase/satchel/extensions/live/frame"
 )
@@ -333,6 +334,44 @@ func (h *Hub) recheckCredential(c *feed.Conn, who *feed.Identity) {
 	case c.Who.CompareAndSwap(who, now):
 		if !sameForRules(who.Auth, now.Auth) {
 			c.Suspend(nil, true)
+		}
+		h.reviewSeats(c)
+	}
+}
+
+// reviewEvery is how often it is asked whether those in channels may still join them.
+const reviewEvery = 30 * time.Second
+
+// review puts those out of channels who may not join them any more, until ctx ends.
+func (h *Hub) review(ctx context.Context) {
+	ticker := time.NewTicker(reviewEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			h.reviewSeats(nil)
+		}
+	}
+}
+
+// reviewSeats looks at the channels of one connection, or of all.
+func (h *Hub) reviewSeats(only *feed.Conn) {
+	for name, seats := range h.rooms.Seats() {
+		for m, seat := range seats {
+			own, ok := m.(member)
+			if !ok || only != nil && own.conn != only {
+				continue
+			}
+			c, who := own.conn, own.conn.Who.Load()
+			allowed, err := channel.Allowed(h.app, seat.Channel.Join, seat.Values, who.Auth)
+			if err != nil {
+				h.log.Warn("a member of a channel cannot be judged", "channel", name, "error", err)
+			} else if !allowed {
+				h.rooms.Leave(m, name)
+				c.Answer(feed.Message{Frame: frame.Error("", seat.Name(), feed.ErrDenied, "the channel may not be joined any more")})
+			}
 		}
 	}
 }

@@ -204,6 +204,7 @@ func (h *Hub) start(ctx context.Context, _ *extensions.Host) error {
 	ctx, h.stop = context.WithCancel(ctx)
 	h.stopped.Go(func() { h.feed.Run(ctx) })
 	h.stopped.Go(func() { h.tend(ctx) })
+	h.stopped.Go(func() { h.review(ctx) })
 	return nil
 }
 

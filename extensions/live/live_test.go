@@ -204,6 +204,13 @@ func TestRevocation(t *testing.T) {
 	default:
 	}
 
+	// A token that expires.
+	short, err := ada.NewStaticAuthToken(2 * time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.connect(short).ends(frame.CloseAuth)
+
 	// A token without a session ends with the account's password, and with the account.
 	bare := s.connect(plain)
 	fresh, err := s.FindRecordById("users", ada.Id)

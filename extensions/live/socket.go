@@ -251,7 +251,7 @@ func (s *socket) subscribe(ctx context.Context, f frame.In) {
 		s.fail(f, ErrSubscriptions, "")
 		return
 	}
-	if _, taken := s.rooms[f.Sub]; taken {
+	if s.seated(f.Sub) {
 		s.fail(f, ErrFrame, "the name is that of a channel")
 		return
 	}
@@ -339,9 +339,9 @@ func usesRuleFields(filter string, auth *core.Record) error {
 }
 
 func (s *socket) unsubscribe(f frame.In) {
-	if name, ok := s.rooms[f.Sub]; ok {
+	if s.seated(f.Sub) {
+		s.hub.rooms.Leave(member{s.Conn}, s.rooms[f.Sub])
 		delete(s.rooms, f.Sub)
-		s.hub.rooms.Leave(member{s.Conn}, name)
 	} else if !s.Drop(f.Sub) {
 		s.fail(f, ErrFrame, "there is no such subscription")
 		return
@@ -363,6 +363,19 @@ func (s *socket) self(state json.RawMessage) frame.Member {
 	return m
 }
 
+// seated reports whether a name is that of a channel, which the client has not been put out of.
+func (s *socket) seated(sub string) bool {
+	name, ok := s.rooms[sub]
+	if !ok {
+		return false
+	}
+	if _, in := s.hub.rooms.Seat(member{s.Conn}, name); in {
+		return true
+	}
+	delete(s.rooms, sub)
+	return false
+}
+
 func (s *socket) joinChannel(f frame.In) {
 	family, values, ok := channel.Find(s.hub.families, f.Channel)
 	allowed := false
@@ -372,7 +385,7 @@ func (s *socket) joinChannel(f frame.In) {
 			s.hub.log.Warn("a channel cannot be joined", "channel", f.Channel, "error", err)
 		}
 	}
-	if _, taken := s.rooms[f.Sub]; taken || slices.Contains(s.Names(), f.Sub) {
+	if s.seated(f.Sub) || slices.Contains(s.Names(), f.Sub) {
 		s.fail(f, ErrFrame, "the name is in use")
 		return
 	}

@@ -34,6 +34,8 @@ type client struct {
 	out  feed.Transport
 	hub  *Hub
 
+	settling sync.Mutex // held while the subscriptions are compared, or one of two would begin anew, and later
+
 	mu        sync.Mutex
 	pins      int  // requests that look for it
 	custom    bool // has topics that are no records'
@@ -98,6 +100,8 @@ func (c *client) Discard() {
 
 // settle makes the subscriptions of the connection those of the client. What was there stays as it is.
 func (c *client) settle() {
+	c.settling.Lock()
+	defer c.settling.Unlock()
 	h := c.hub
 	topics := c.DefaultClient.Subscriptions()
 	custom := false

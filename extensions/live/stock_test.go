@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -189,15 +190,17 @@ func TestShim(t *testing.T) {
 	if m := read(); m.Event != "notes/*" || m.ID != hello.ID || !strings.Contains(m.Data, `"title":"by socket"`) {
 		t.Errorf("%+v", m)
 	}
-	go s.down()
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		s.down()
+	}()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	if _, _, err := ws.Read(ctx); websocket.CloseStatus(err) != frame.CloseRestart {
 		t.Errorf("%v", err)
 	}
-	for s.http != nil && ctx.Err() == nil {
-		time.Sleep(time.Millisecond)
-	}
+	<-stopped
 }
 
 func TestLimitsOnConnections(t *testing.T) {
@@ -281,6 +284,20 @@ func TestChannels(t *testing.T) {
 			t.Fatalf("%+v", m)
 		}
 	}
+	// Whoever may not join any more is put out.
+	s.set(eve, map[string]any{"role": "chief", "name": "Eve"}) // an account that changes is looked at at once
+	s.set(team, map[string]any{"members": []string{ada.Id}})
+	s.set(eve, map[string]any{"name": "Evelyn"})
+	if e := b.next("error"); e.Code != "live.denied" || e.Sub != "mine" {
+		t.Fatalf("%+v", e)
+	}
+	if p := a.next("presence"); len(p.Left) != 1 {
+		t.Fatalf("%+v", p)
+	}
+	s.set(team, map[string]any{"members": []string{ada.Id, eve.Id}})
+	b.sub("mine", channel)
+	a.next("presence")
+
 	b.send(map[string]any{"type": "unsub", "sub": "mine"})
 	b.next("unsub")
 	if p := a.next("presence"); len(p.Left) != 1 || p.Left[0].User.ID != eve.Id {
@@ -304,5 +321,30 @@ func TestRestartClosesConnections(t *testing.T) {
 	case <-st.closed:
 	case <-time.After(patience):
 		t.Error("the stream is still open")
+	}
+}
+
+// A client that is told twice at the same time what it subscribes to goes on from where it was.
+func TestSubscribingTwiceLosesNothing(t *testing.T) {
+	s := start(t)
+	ada, token := s.user("ada")
+	st := s.stream("/api/realtime")
+	for i := range 30 {
+		var twice sync.WaitGroup
+		for range 2 {
+			twice.Go(func() { s.subscribe(st, token, "notes/*", fmt.Sprint("posts/", i)) })
+		}
+		s.record("notes", map[string]any{"owner": ada.Id, "n": i})
+		twice.Wait()
+		if i == 0 { // it may have been there before the subscription
+			s.subscribe(st, token, "notes/*", "posts/0")
+			s.record("notes", map[string]any{"owner": ada.Id, "n": -1})
+			for st.told(t, "notes/*").Record["n"] != -1.0 {
+			}
+			continue
+		}
+		if m := st.told(t, "notes/*"); m.Record["n"] != float64(i) {
+			t.Fatalf("%+v, want %d", m, i)
+		}
 	}
 }

@@ -239,6 +239,23 @@ func (r *Rooms) State(c Member, name string, state json.RawMessage) bool {
 	return true
 }
 
+// Seats are all of them, by channel.
+func (r *Rooms) Seats() map[string]map[Member]Seat {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	out := make(map[string]map[Member]Seat, len(r.open))
+	for name, at := range r.open {
+		out[name] = make(map[Member]Seat, len(at.members))
+		for c, s := range at.members {
+			out[name][c] = *s
+		}
+	}
+	return out
+}
+
+// Name is that of the subscription.
+func (s Seat) Name() string { return s.sub }
+
 // Seat returns where a connection sits.
 func (r *Rooms) Seat(c Member, name string) (Seat, bool) {
 	r.mu.Lock()
