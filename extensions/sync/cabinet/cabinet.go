@@ -91,7 +91,11 @@ func (c *Cabinet) replace() error {
 }
 
 func (c *Cabinet) open() (err error) {
-	path := filepath.ToSlash(c.path)
+	path, err := filepath.Abs(c.path) // a URI takes no other
+	if err != nil {
+		return fmt.Errorf("resolve path of views: %w", err)
+	}
+	path = filepath.ToSlash(path)
 	if !strings.HasPrefix(path, "/") { // a drive letter
 		path = "/" + path
 	}

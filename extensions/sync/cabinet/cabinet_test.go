@@ -73,6 +73,21 @@ func TestStore(t *testing.T) {
 }
 
 // A file that may be older than what devices were told is not continued.
+// The data folder is often named from where the program was started.
+func TestRelativePath(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.Mkdir("pb_data", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	c := open(t, "pb_data", "boot")
+	if _, err := os.Stat(filepath.Join("pb_data", File)); err != nil {
+		t.Error(err)
+	}
+	if err := c.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestTrust(t *testing.T) {
 	tests := []struct {
 		name  string
