@@ -34,7 +34,7 @@ func TestParse(t *testing.T) {
 
 // TestTargetsNameLanes finds targets that could never be judged.
 func TestTargetsNameLanes(t *testing.T) {
-	lanes := append(names(), versioned, notDurable, accessLane)
+	lanes := append(names(), versioned, notDurable, accessLane, keyedLane)
 	for _, row := range rows() {
 		for _, target := range row.targets {
 			if !slices.Contains(lanes, target.Lane) || target.Against != "" && !slices.Contains(lanes, target.Against) {

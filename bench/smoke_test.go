@@ -84,6 +84,8 @@ func checkRow(t *testing.T, row report.Row) {
 		want = want[:2]
 	case "13", "14":
 		want = []string{satchel, accessLane, report.Stock}
+	case "16":
+		want = []string{satchel, keyedLane, report.Stock}
 	}
 	for _, name := range want {
 		if !slices.ContainsFunc(row.Results, func(r report.Result) bool { return r.Lane == name }) {

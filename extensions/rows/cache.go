@@ -81,7 +81,7 @@ func markedInfo(e *core.RequestEvent, mark string) *core.RequestInfo {
 	info := &core.RequestInfo{Context: core.RequestInfoContextDefault, Method: e.Request.Method}
 	if e.Auth != nil {
 		info.Auth = e.Auth.Clone()
-		info.Auth.Id = mark
+		info.Auth.SetRaw(core.FieldNameId, mark) // the field alone is not what every reader looks at
 	}
 	return info
 }
