@@ -45,6 +45,11 @@ routerAdd("POST", "/tidy", (e) => {
 		Method: http.MethodPost, Path: "/api/v1/operations/notes.clearDone", Token: token,
 		Header: map[string]string{"Idempotency-Key": "tidy-up-after-lunch"}, JSON: map[string]any{"before": "2999-01-01T00:00:00Z"},
 	}
+	early := clear
+	early.JSON, early.Header = map[string]any{"before": "2020-01-01T00:00:00Z"}, map[string]string{"Idempotency-Key": "tidy-up-before-lunch"}
+	if got := s.do(t, early); !strings.Contains(string(got.Body), `"deleted":0`) {
+		t.Errorf("notes that changed later: %s", got.Body)
+	}
 	cleared := s.do(t, clear)
 	cleared.assertStatus(t, http.StatusOK)
 	if !strings.Contains(string(cleared.Body), `"deleted":2`) {

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/pocketbase/dbx"
+	"github.com/pocketbase/pocketbase/tools/types"
 
 	"github.com/satchelbase/satchel/extensions/operations"
 )
@@ -43,8 +44,12 @@ type cleared struct {
 const maxCleared = 200
 
 func clearDoneNotes(c *operations.Call, in clearDone) (cleared, error) {
+	before, err := types.ParseDateTime(in.Before) // the form in which records keep times
+	if err != nil {
+		return cleared{}, fmt.Errorf("convert time: %w", err)
+	}
 	notes, err := c.App.FindRecordsByFilter("notes", "owner = {:owner} && done = true && updated <= {:before}", "updated", maxCleared, 0,
-		dbx.Params{"owner": c.Auth.Id, "before": in.Before.UTC()})
+		dbx.Params{"owner": c.Auth.Id, "before": before.String()})
 	if err != nil {
 		return cleared{}, fmt.Errorf("find notes that are done: %w", err)
 	}

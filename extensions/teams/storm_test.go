@@ -233,7 +233,7 @@ func (s *storm) superuser(t *testing.T, method, member string, body map[string]a
 func explained(t *testing.T, w *world) {
 	t.Helper()
 	var rows []struct{ Action, Outcome, Details, Actor string }
-	if err := w.DB().Select("action", "outcome", "details", "actor_id AS actor").From("audit_entries").OrderBy("id").All(&rows); err != nil {
+	if err := w.DB().Select("action", "outcome", "details", "(CASE act_as WHEN '' THEN actor_id ELSE act_as END) AS actor").From("audit_entries").OrderBy("id").All(&rows); err != nil {
 		t.Fatal(err)
 	}
 	state := map[[2]string]string{} // team and user -> role
@@ -245,9 +245,7 @@ func explained(t *testing.T, w *world) {
 		if err := json.Unmarshal([]byte(r.Details), &c); err != nil {
 			t.Fatal(err)
 		}
-		if c.Account == "" {
-			c.Account = r.Actor
-		}
+		c.Account = r.Actor
 		c.replay(t, state, r.Action)
 	}
 	var members []struct{ Team, User, Role string }
