@@ -170,8 +170,9 @@ type Result struct {
 	Next    string
 }
 
-// Check is one line of `doctor`. Offline checks must work without an open database (h.App is not bootstrapped then).
-// Ready checks also decide the readiness probe: they must be cheap.
+// Check is one line of what admins see of a running server, at GET /api/v1/health. Offline checks are lines of `doctor`,
+// too, and must work without an open database (h.App is not bootstrapped then). Ready checks also decide the readiness
+// probe: they must be cheap.
 type Check struct {
 	Name    string
 	Offline bool

@@ -372,6 +372,10 @@ func TestSupport(t *testing.T) {
 	w.expect(t, "end one of an admin, by a superuser", "DELETE", "/api/v1/admin/sessions/"+id, root, nil, 204, "")
 	w.expect(t, "it has ended", "GET", "/api/v1/admin/me", ownerToken, nil, 401, "")
 
+	acting := w.expect(t, "act for a user", "POST", "/api/v1/auth/impersonate", support, map[string]any{"user": user.Id, "reason": "x"}, 200, "")
+	grant, _ := acting.JSON(t)["data"].(map[string]any)
+	token, _ := grant["accessToken"].(string)
+	w.expect(t, "a user's account", "POST", "/api/v1/operations/account.delete", token, map[string]any{}, 403, impersonation.ErrForbidden.Name)
 	super := w.text(t, "SELECT id FROM _superusers")
 	for name, c := range map[string]struct{ token, collection, id string }{
 		"an admin":                     {support, "admins", owner.Id},

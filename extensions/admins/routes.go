@@ -5,19 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strconv"
 
 	"github.com/pocketbase/dbx"
 	validation "github.com/pocketbase/ozzo-validation/v4"
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/api"
-)
-
-// Pages of lists.
-const (
-	defaultPage = 25
-	maxPage     = 100
 )
 
 // handleMe tells an admin, or a page that shows what he may do, his role and the roles that it reaches.
@@ -65,7 +58,7 @@ func (s *service) handlePassword(e *core.RequestEvent) error {
 
 func (s *service) handleList(e *core.RequestEvent) error {
 	query := e.Request.URL.Query()
-	limit, err := pageLimit(query.Get("limit"))
+	limit, err := api.PageLimit(e)
 	if err != nil {
 		return err
 	}
@@ -85,17 +78,6 @@ func (s *service) handleList(e *core.RequestEvent) error {
 		out[i] = viewOf(admin)
 	}
 	return api.WritePage(e, out, page)
-}
-
-func pageLimit(text string) (int, error) {
-	if text == "" {
-		return defaultPage, nil
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 || n > maxPage {
-		return 0, api.Fail(api.ErrBadRequest, "limit must be from 1 to "+strconv.Itoa(maxPage))
-	}
-	return n, nil
 }
 
 // handleAdd makes an admin. A password that the server has made up is in the answer, and nowhere else.

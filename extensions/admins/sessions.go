@@ -20,7 +20,7 @@ const reasonEnded = "revoked"
 // superusers are for owners.
 func (s *service) handleSessions(e *core.RequestEvent) error {
 	query := e.Request.URL.Query()
-	limit, err := pageLimit(query.Get("limit"))
+	limit, err := api.PageLimit(e)
 	if err != nil {
 		return err
 	}

@@ -21,6 +21,25 @@ type Page struct {
 	Last       bool // NextCursor is for later: there is nothing behind it now
 }
 
+// Sizes of a page of resources. Lists of records have settings of their own.
+const (
+	PageDefault = 25
+	PageMax     = 100
+)
+
+// PageLimit reads ?limit=, PageDefault when it is missing.
+func PageLimit(e *core.RequestEvent) (int, error) {
+	text := e.Request.URL.Query().Get("limit")
+	if text == "" {
+		return PageDefault, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > PageMax {
+		return 0, Fail(ErrBadRequest, "limit must be from 1 to "+strconv.Itoa(PageMax))
+	}
+	return n, nil
+}
+
 type pageJSON struct {
 	Limit      int     `json:"limit"`
 	HasNext    bool    `json:"hasNext"`

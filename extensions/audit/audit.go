@@ -131,17 +131,6 @@ const (
 	roleOperator = "operator"
 )
 
-// superusers is the May of a program without roles.
-func superusers(e *core.RequestEvent, _ string) error {
-	switch {
-	case e.Auth == nil:
-		return api.ErrUnauthorized
-	case !e.HasSuperuserAuth():
-		return api.ErrForbidden
-	}
-	return nil
-}
-
 // Codes of what is refused.
 var (
 	ErrFilter = &extensions.Code{Name: "audit.filter_invalid", Status: 400, Title: "The filter is not valid"}
@@ -152,7 +141,7 @@ var (
 // New returns the extension. may decides who reads; nil lets superusers.
 func New(cfg Config, l *Log, may May) extensions.Extension {
 	if may == nil {
-		may = superusers
+		may = api.SuperusersOnly
 	}
 	l.cfg = cfg
 	return extensions.Extension{

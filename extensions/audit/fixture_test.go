@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
@@ -15,6 +16,7 @@ import (
 type world struct {
 	*apptest.App
 	log            *audit.Log
+	made           extensions.Extension // of log
 	file           string
 	root, user     string // tokens
 	rootID, userID string
@@ -24,7 +26,8 @@ type world struct {
 func start(t testing.TB) *world {
 	t.Helper()
 	w := &world{log: log(), file: filepath.Join(t.TempDir(), "head")}
-	w.App = apptest.New(t, api.New(settings.Defaults[api.Config]()), audit.New(audit.Config{CheckpointFile: w.file}, w.log, nil))
+	w.made = audit.New(audit.Config{CheckpointFile: w.file}, w.log, nil)
+	w.App = apptest.New(t, api.New(settings.Defaults[api.Config]()), w.made)
 	root, token := w.Superuser(t)
 	user, userToken := w.User(t, "ann@example.test")
 	w.rootID, w.root, w.userID, w.user, w.rootMail = root.Id, token, user.Id, userToken, root.Email()

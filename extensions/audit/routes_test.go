@@ -269,7 +269,7 @@ func TestAfterRestore(t *testing.T) {
 func (w *world) run(args ...string) (string, error) {
 	root := &cobra.Command{Use: "satchel", SilenceErrors: true, SilenceUsage: true}
 	root.PersistentFlags().Bool("json", false, "")
-	root.AddCommand(audit.New(audit.Config{CheckpointFile: w.file}, w.log, nil).Commands(w.Host)...)
+	root.AddCommand(w.made.Commands(w.Host)...)
 	var out bytes.Buffer
 	root.SetOut(&out)
 	root.SetArgs(append([]string{"audit"}, args...))
@@ -342,7 +342,7 @@ func TestCommands(t *testing.T) {
 // The check compares with the file, and needs no key for it.
 func TestCheck(t *testing.T) {
 	w := start(t)
-	check := audit.New(audit.Config{CheckpointFile: w.file}, w.log, nil).Checks[0].Run
+	check := w.made.Checks[0].Run
 	w.fill(t, 3)
 	if err := w.log.Flush(); err != nil {
 		t.Fatal(err)

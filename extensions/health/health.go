@@ -46,18 +46,14 @@ type service struct {
 	host      *extensions.Host
 	started   atomic.Int64 // Unix nanoseconds
 	probe     *probe
+	others    *probe // of the checks that do not decide, for admins
 }
 
 // New returns the extension. installed lists all extensions of the program, this one included; it must be safe for
 // concurrent use. may is nil for whoever has the role; without it, superusers have every role.
 func New(cfg Config, installed func() []extensions.Extension, may func(e *core.RequestEvent, role string) error) extensions.Extension {
 	if may == nil {
-		may = func(e *core.RequestEvent, _ string) error {
-			if !e.HasSuperuserAuth() {
-				return api.ErrForbidden
-			}
-			return nil
-		}
+		may = api.SuperusersOnly
 	}
 	s := &service{installed: installed, may: may}
 	return extensions.Extension{
@@ -67,7 +63,7 @@ func New(cfg Config, installed func() []extensions.Extension, may func(e *core.R
 		Checks:   ownChecks(cfg),
 		Bind: func(h *extensions.Host) error {
 			s.host = h
-			s.probe = newProbe(h, s.readyChecks)
+			s.probe, s.others = newProbe(h, s.checks(true)), newProbe(h, s.checks(false))
 			return nil
 		},
 		Routes: func(g *router.RouterGroup[*core.RequestEvent]) {
@@ -85,17 +81,19 @@ func New(cfg Config, installed func() []extensions.Extension, may func(e *core.R
 	}
 }
 
-// readyChecks are those that decide, in the order of the extensions.
-func (s *service) readyChecks() []extensions.Check {
-	var out []extensions.Check
-	for _, x := range s.installed() {
-		for _, c := range x.Checks {
-			if c.Ready {
-				out = append(out, c)
+// checks returns those that decide about readiness, or the others, in the order of the extensions.
+func (s *service) checks(ready bool) func() []extensions.Check {
+	return func() []extensions.Check {
+		var out []extensions.Check
+		for _, x := range s.installed() {
+			for _, c := range x.Checks {
+				if c.Ready == ready {
+					out = append(out, c)
+				}
 			}
 		}
+		return out
 	}
-	return out
 }
 
 type stateJSON struct {

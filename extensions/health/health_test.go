@@ -118,17 +118,16 @@ func TestRoutes(t *testing.T) {
 		{failing, []apptest.Scenario{
 			{
 				Name: "failing check of an extension", Request: apptest.Request{Path: "/api/v1/health/ready"},
-				Status: 503, Code: "health.not_ready", After: notReady("queue"), NotContains: []string{"secret/path"},
+				Status: 503, Code: "health.not_ready", After: notReady("queue"), NotContains: []string{"secret/path", "unasked"},
 			},
 			{
 				Name: "public summary hides messages", Request: apptest.Request{Path: "/health"},
-				Status: 200, Contains: []string{`"status":"degraded"`, `"database":"ok"`}, NotContains: []string{"secret/path"},
+				Status: 200, Contains: []string{`"status":"degraded"`, `"database":"ok"`}, NotContains: []string{"secret/path", "unasked"},
 			},
 			{
 				Name: "superusers see messages", Request: apptest.Request{Path: "/health"}, Before: asSuperuser,
-				Status:      200,
-				Contains:    []string{`{"name":"queue","level":"fail","message":"dir /secret/path","next":"do this"}`, `"level":"warn","message":"slow"`},
-				NotContains: []string{"unasked"},
+				Status:   200,
+				Contains: []string{`{"name":"queue","level":"fail","message":"dir /secret/path","next":"do this"}`, `"level":"warn","message":"slow"`, `"name":"unasked","level":"fail"`},
 			},
 		}},
 		{full, []apptest.Scenario{
@@ -174,6 +173,26 @@ func detail(t testing.TB, _ *apptest.App, r apptest.Response) {
 	}
 	if d.Metrics["satchel_api_requests_in_flight_count"] != 1 {
 		t.Errorf("metrics %v lack the request that reads them", d.Metrics)
+	}
+}
+
+// Checks that do not decide about readiness are shown to admins, and to nobody else.
+func TestOtherChecks(t *testing.T) {
+	p := newProgram()
+	p.extra.Checks = []extensions.Check{{Name: "teams", Run: func(context.Context, *extensions.Host) extensions.Result {
+		return extensions.Result{Level: extensions.Fail, Message: "one has no owner", Next: "give it one"}
+	}}}
+	app := p.start(t)
+	_, root := app.Superuser(t)
+	const shown = `{"name":"teams","level":"fail","message":"one has no owner","next":"give it one"}`
+	for token, want := range map[string]bool{"": false, root: true} {
+		got := app.Do(t, apptest.Request{Path: "/health", Token: token})
+		if strings.Contains(string(got.Body), shown) != want || !strings.Contains(string(got.Body), `"data":{"status":"ok"`) {
+			t.Errorf("%s", got.Body)
+		}
+	}
+	if got := app.Do(t, apptest.Request{Path: "/api/v1/health/ready"}); got.Status != http.StatusOK {
+		t.Errorf("readiness: %d %s", got.Status, got.Body)
 	}
 }
 

@@ -66,7 +66,7 @@ func (s *service) summary(e *core.RequestEvent) error {
 		out.Database = databaseFails
 	}
 	if e.Auth != nil && s.may(e, "viewer") == nil {
-		out.detailJSON = s.detail(results)
+		out.detailJSON = s.detail(slices.Concat(results, s.others.results(e.Request.Context())))
 	}
 	return api.Write(e, http.StatusOK, out)
 }

@@ -127,7 +127,8 @@ func credentialsChange(r *core.Record) bool {
 		r.GetString("password:hash") != before.GetString("password:hash") || r.GetString("password") != ""
 }
 
-// restrict refuses what an impersonation may not do: anything about signing in, and with readOnly any write.
+// restrict refuses what an impersonation may not do: anything about signing in or the account itself, and with readOnly
+// any write.
 func restrict(e *core.RequestEvent) error {
 	c := sessions.Current(e)
 	if c == nil || c.Actor == nil {
@@ -138,7 +139,7 @@ func restrict(e *core.RequestEvent) error {
 	switch {
 	case path == api.Prefix+"/auth/logout":
 		return e.Next()
-	case !reads && (strings.HasPrefix(path, api.Prefix+"/auth/") || path == "/api/auth/sync"), !reads && c.ReadOnly && path != "/api/realtime" && path != "/api/files/token":
+	case !reads && (strings.HasPrefix(path, api.Prefix+"/auth/") || strings.HasPrefix(path, api.Prefix+"/operations/account.") || path == "/api/auth/sync"), !reads && c.ReadOnly && path != "/api/realtime" && path != "/api/files/token":
 		return api.Fail(ErrForbidden, "")
 	}
 	if rest, ok := strings.CutPrefix(path, "/api/collections/"); ok && !reads {

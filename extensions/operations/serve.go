@@ -85,7 +85,7 @@ func (o *Operations) Add(lists ...[]Operation) {
 func (o *Operations) Extension(deps Deps) extensions.Extension {
 	o.deps = deps
 	if deps.Role == nil {
-		o.deps.Role = superusersOnly
+		o.deps.Role = api.SuperusersOnly
 	}
 	if deps.Key == nil {
 		o.deps.Key = func(*core.RequestEvent) (string, func(string) bool) { return "", nil }
@@ -253,16 +253,6 @@ func (o *Operations) authorize(e *core.RequestEvent, op *Operation) (caller stri
 		return "", false, ErrCallerRefused
 	}
 	return caller, false, nil
-}
-
-func superusersOnly(e *core.RequestEvent, _ string) error {
-	switch {
-	case e.Auth == nil:
-		return api.ErrUnauthorized
-	case !e.HasSuperuserAuth():
-		return api.ErrForbidden
-	}
-	return nil
 }
 
 // limit applies the operation's own bound.

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"net/http"
-	"strconv"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
@@ -13,17 +12,11 @@ import (
 	"github.com/satchelbase/satchel/extensions/sessions/login"
 )
 
-// Pages of the list for admins; a user has few enough sessions for one answer.
-const (
-	defaultPage = 25
-	maxPage     = 100
-)
-
 // handleList answers the caller's live sessions, the one used last first. An admin sees everybody's, or those of
 // ?collection=users&user=ID, in pages.
 func (s *Sessions) handleList(e *core.RequestEvent) error {
 	query := e.Request.URL.Query()
-	limit, err := pageLimit(query.Get("limit"))
+	limit, err := api.PageLimit(e)
 	if err != nil {
 		return err
 	}
@@ -40,7 +33,7 @@ func (s *Sessions) handleList(e *core.RequestEvent) error {
 			collection = c.Id
 		}
 	} else {
-		limit = s.cfg.Limit + maxPage // impersonations do not count for the limit
+		limit = s.cfg.Limit + api.PageMax // impersonations do not count for the limit
 	}
 	rows, next, err := login.Page(e.App, s.now(), collection, user, limit, query.Get("cursor"))
 	if errors.Is(err, login.ErrCursor) {
@@ -62,17 +55,6 @@ func (s *Sessions) handleList(e *core.RequestEvent) error {
 		}
 	}
 	return api.WritePage(e, out, api.Page{Limit: limit, NextCursor: next})
-}
-
-func pageLimit(text string) (int, error) {
-	if text == "" {
-		return defaultPage, nil
-	}
-	n, err := strconv.Atoi(text)
-	if err != nil || n < 1 || n > maxPage {
-		return 0, api.Fail(api.ErrBadRequest, "limit must be from 1 to "+strconv.Itoa(maxPage))
-	}
-	return n, nil
 }
 
 // own finds a session that the caller may manage. One of somebody else does not exist for him.

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/http/httptest"
 	"path/filepath"
 	"sort"
 	"strings"
@@ -15,7 +14,6 @@ import (
 	"testing"
 
 	"github.com/pocketbase/dbx"
-	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	_ "github.com/pocketbase/pocketbase/migrations"
 
@@ -61,23 +59,7 @@ func start(t *testing.T, options Options) (*apptest.App, *Store) {
 		t.Fatal(err)
 	}
 	app := &apptest.App{App: base, Host: host}
-	router, err := apis.NewRouter(base)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := httptest.NewUnstartedServer(nil)
-	e := &core.ServeEvent{App: base, Router: router, Server: server.Config}
-	err = base.OnServe().Trigger(e, func(e *core.ServeEvent) error {
-		mux, err := e.Router.BuildMux()
-		e.Server.Handler = mux
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	server.Start()
-	t.Cleanup(server.Close)
-	app.URL = server.URL
+	app.URL = apptest.Serve(t, base)
 	return app, s
 }
 

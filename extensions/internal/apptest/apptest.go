@@ -80,13 +80,19 @@ func open(t testing.TB, dir string, connect core.DBConnectFunc, list []extension
 // serve builds the router as apis.Serve does and listens on a free port.
 func (a *App) serve(t testing.TB) {
 	t.Helper()
-	router, err := apis.NewRouter(a.App)
+	a.URL = Serve(t, a.App)
+}
+
+// Serve is what New does with an application that a test has opened itself. It returns the address.
+func Serve(t testing.TB, app core.App) string {
+	t.Helper()
+	router, err := apis.NewRouter(app)
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := httptest.NewUnstartedServer(nil)
-	e := &core.ServeEvent{App: a.App, Router: router, Server: server.Config}
-	err = a.OnServe().Trigger(e, func(e *core.ServeEvent) error {
+	e := &core.ServeEvent{App: app, Router: router, Server: server.Config}
+	err = app.OnServe().Trigger(e, func(e *core.ServeEvent) error {
 		mux, err := e.Router.BuildMux()
 		e.Server.Handler = mux
 		return err
@@ -95,8 +101,8 @@ func (a *App) serve(t testing.TB) {
 		t.Fatalf("serve: %v", err)
 	}
 	server.Start()
-	a.URL = server.URL
 	t.Cleanup(server.Close)
+	return server.URL
 }
 
 var templates = struct { //nolint:gochecknoglobals // one template per process is the point of this package
