@@ -2,7 +2,9 @@ package changes
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/pocketbase/dbx"
@@ -27,8 +29,6 @@ type Head struct {
 	Version int64  `db:"seq"`
 	Deleted bool   `db:"del"`
 }
-
-const selectHeads = "SELECT hid, rec, seq, del FROM changes_heads WHERE c = {:c} AND "
 
 // foldSQL gives each record in a stretch of the log its last change. With max, SQLite takes the other columns from the
 // row that has the maximum.
@@ -143,7 +143,7 @@ func (l *Log) HeadsAfter(ctx context.Context, collection string, after int64, li
 	}
 	var list []Head
 	db := l.app.ConcurrentDB()
-	err = db.NewQuery(selectHeads + "seq > {:after} ORDER BY seq, hid LIMIT {:limit}").
+	err = db.NewQuery("SELECT hid, rec, seq, del FROM changes_heads WHERE c = {:c} AND seq > {:after} ORDER BY seq, hid LIMIT {:limit}").
 		Bind(dbx.Params{"c": k.C, "after": after, "limit": min(limit, maxLimit)}).WithContext(ctx).All(&list)
 	if err != nil {
 		return nil, fmt.Errorf("read heads: %w", err)
@@ -160,7 +160,7 @@ func (l *Log) HeadsAfter(ctx context.Context, collection string, after int64, li
 
 // HeadsOf returns the heads of records by their ids; those that never existed have none.
 func (l *Log) HeadsOf(ctx context.Context, collection string, records []string) (map[string]Head, error) {
-	list, err := l.headsIn(ctx, collection, "rec", records)
+	list, err := l.headsIn(ctx, collection, headsByRecord, records)
 	out := make(map[string]Head, len(list))
 	for _, h := range list {
 		out[h.Record] = h
@@ -170,10 +170,18 @@ func (l *Log) HeadsOf(ctx context.Context, collection string, records []string) 
 
 // HeadsByHID returns the heads with these numbers.
 func (l *Log) HeadsByHID(ctx context.Context, collection string, hids []int64) ([]Head, error) {
-	return l.headsIn(ctx, collection, "hid", hids)
+	return l.headsIn(ctx, collection, headsByNumber, hids)
 }
 
-func (l *Log) headsIn(ctx context.Context, collection, column string, values any) ([]Head, error) {
+// The values come first and each is looked up. SQLite chooses otherwise as soon as it has statistics, and then goes
+// through all heads of the collection; the plus keeps it from doing so.
+const (
+	headsIn       = "SELECT h.hid, h.rec, h.seq, h.del FROM (SELECT DISTINCT value FROM json_each({:values})) j CROSS JOIN changes_heads h ON "
+	headsByNumber = headsIn + "h.hid = j.value AND +h.c = {:c}"
+	headsByRecord = headsIn + "h.c = {:c} AND h.rec = j.value"
+)
+
+func (l *Log) headsIn(ctx context.Context, collection, query string, values any) ([]Head, error) {
 	k, err := l.complete(ctx, collection)
 	if err != nil {
 		return nil, err
@@ -183,10 +191,47 @@ func (l *Log) headsIn(ctx context.Context, collection, column string, values any
 		return nil, err
 	}
 	var list []Head
-	err = l.app.ConcurrentDB().NewQuery(selectHeads + column + " IN (SELECT value FROM json_each({:values}))").
-		Bind(dbx.Params{"c": k.C, "values": string(raw)}).WithContext(ctx).All(&list)
+	err = l.app.ConcurrentDB().NewQuery(query).Bind(dbx.Params{"c": k.C, "values": string(raw)}).WithContext(ctx).All(&list)
 	if err != nil {
 		return nil, fmt.Errorf("read heads: %w", err)
 	}
 	return list, nil
+}
+
+// versionSQL finds a collection and the last change of a record, as its number times four with the action. What the heads
+// do not contain stands in the log behind the number up to which it was folded.
+const versionSQL = `SELECT name, base, filled, max(
+		coalesce((SELECT max(seq * 4 + op) FROM changes_log WHERE seq > (SELECT folded FROM changes_state) AND c = k.c AND rec = {:rec} AND op <= 3), 0),
+		coalesce((SELECT seq * 4 + CASE del WHEN 1 THEN 3 ELSE 2 END FROM changes_heads WHERE c = k.c AND rec = {:rec}), 0)) AS last
+	FROM changes_collections k WHERE gone = 0 AND (collection = {:key} OR name = {:key} COLLATE NOCASE)
+	ORDER BY collection = {:key} DESC LIMIT 1`
+
+// VersionIn returns the number of the last change of a record as app has it, and whether it was its deletion; 0 for a
+// record that never was. Unlike the heads it shows the uncommitted writes of app's own transaction, and it writes
+// nothing, so it may be called inside of one.
+func (l *Log) VersionIn(app core.App, collection, record string) (version int64, deleted bool, err error) {
+	var found struct {
+		Name   string `db:"name"`
+		Base   int64  `db:"base"`
+		Filled bool   `db:"filled"`
+		Last   int64  `db:"last"`
+	}
+	err = app.DB().NewQuery(versionSQL).Bind(dbx.Params{"key": collection, "rec": record}).One(&found)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return 0, false, ErrNotCaptured
+	case err != nil:
+		return 0, false, fmt.Errorf("read version: %w", err)
+	case found.Last > 0 || found.Filled:
+		return found.Last / 4, Action(found.Last%4) == Delete, nil
+	}
+	var there bool // since before the capture: it has no head yet
+	err = app.DB().NewQuery("SELECT EXISTS (SELECT 1 FROM " + capture.Quote(found.Name) + " WHERE id = {:rec})").Bind(dbx.Params{"rec": record}).Row(&there)
+	if err != nil {
+		return 0, false, fmt.Errorf("look for record: %w", err)
+	}
+	if !there {
+		return 0, false, nil
+	}
+	return found.Base, false, nil
 }

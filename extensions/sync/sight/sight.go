@@ -188,35 +188,22 @@ func (s *Sight) Names(ctx context.Context, vc view.Collection, numbers []uint64)
 	heads, err := s.heads(ctx, vc, numbers)
 	out := make(map[uint64]string, len(heads))
 	for _, h := range heads {
-		out[h.HID] = h.Record
+		out[uint64(h.HID)] = h.Record
 	}
 	return out, err
 }
 
-// heads reads the heads with these numbers, one look-up each whatever statistics SQLite has of the table.
-func (s *Sight) heads(ctx context.Context, vc view.Collection, numbers []uint64) ([]head, error) {
-	c, k, err := s.find(ctx, vc.Name)
+// heads reads the heads with these numbers.
+func (s *Sight) heads(ctx context.Context, vc view.Collection, numbers []uint64) ([]changes.Head, error) {
+	c, _, err := s.find(ctx, vc.Name)
 	if err != nil {
 		return nil, goneIsEmpty(err)
 	}
-	list, err := json.Marshal(numbers)
-	if err != nil {
-		return nil, fmt.Errorf("marshal numbers: %w", err)
+	hids := make([]int64, len(numbers))
+	for i, n := range numbers {
+		hids[i] = int64(n)
 	}
-	var out []head
-	err = s.app.ConcurrentDB().NewQuery("SELECT h.hid, h.rec, h.seq, h.del FROM json_each({:numbers}) j CROSS JOIN changes_heads h ON h.hid = j.value AND +h.c = {:c}").
-		Bind(dbx.Params{"numbers": string(list), "c": k.C}).WithContext(ctx).All(&out)
-	if err != nil {
-		return nil, fmt.Errorf("read heads of %s: %w", c.Name, err)
-	}
-	return out, nil
-}
-
-type head struct {
-	HID     uint64 `db:"hid"`
-	Record  string `db:"rec"`
-	Version int64  `db:"seq"`
-	Deleted bool   `db:"del"`
+	return s.log.HeadsByHID(ctx, c.Id, hids)
 }
 
 // Numbers implements [view.Source].
@@ -244,7 +231,7 @@ func (s *Sight) Rows(ctx context.Context, vc view.Collection, numbers []uint64) 
 	ids := make([]string, 0, len(heads))
 	for _, h := range heads {
 		if !h.Deleted {
-			byID[h.Record] = view.Head{Number: h.HID, ID: h.Record, Version: h.Version}
+			byID[h.Record] = view.Head{Number: uint64(h.HID), ID: h.Record, Version: h.Version}
 			ids = append(ids, h.Record)
 		}
 	}
