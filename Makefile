@@ -40,11 +40,12 @@ build: ## Build ./satchel, one static binary
 	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o satchel .
 
 # The race detector needs a C compiler. Two packages at a time keep timing tests honest on small machines. With it, the
-# differential test runs a part of its cases.
+# differential test and the convergence test run a part of their cases.
 .PHONY: test
 test: ## Run all tests with the race detector
 	CGO_ENABLED=1 go test -race -timeout 25m -p 2 $(TESTFLAGS) ./...
 	go test -timeout 10m -run TestDifferential $(TESTFLAGS) ./extensions/records
+	go test -timeout 10m $(TESTFLAGS) ./extensions/sync/view
 
 .PHONY: lint
 lint: $(LINT) ## Check style, and the rules of who may import whom
