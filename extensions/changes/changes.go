@@ -204,6 +204,9 @@ func New(cfg Config, s Store) *Log {
 // Tables are the tables that only this package and its triggers write to. They must be quiet in the store's options.
 func Tables() []string { return capture.Tables() }
 
+// Installed reports whether the database has the tables.
+func Installed(app core.App) bool { return capture.Installed(app) }
+
 // Extension makes the log a feature.
 func (l *Log) Extension() extensions.Extension {
 	return extensions.Extension{

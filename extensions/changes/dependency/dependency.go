@@ -57,7 +57,7 @@ func Of(app core.App, collection *core.Collection, rule string, auth *core.Recor
 		}
 		ids[c.Id] = true
 	}
-	if d.Self, err = readsOthers(app, collection, query.SQL()); err != nil {
+	if d.Self, err = readsOthers(app, collection, quoted(query)); err != nil {
 		return d, err
 	}
 	slices.Sort(d.Tables)
@@ -105,6 +105,15 @@ func ruleQuery(app core.App, collection *core.Collection, rule string, auth *cor
 		}
 	}
 	return q.Build(), nil
+}
+
+var marked = regexp.MustCompile(`\[\[([\w.]+)\]\]|\{\{([\w.]+)\}\}`)
+
+// quoted is the text of a query with the names in it quoted as SQLite gets them.
+func quoted(query *dbx.Query) string {
+	return marked.ReplaceAllStringFunc(query.SQL(), func(name string) string {
+		return "`" + strings.ReplaceAll(name[2:len(name)-2], ".", "`.`") + "`"
+	})
 }
 
 var tableName = regexp.MustCompile("`([^`]+)`(?:\\s+`([^`]+)`)?")

@@ -137,3 +137,27 @@ func TestScans(t *testing.T) {
 		}
 	}
 }
+
+// The column whose index ends a scan is found without touching the database.
+func TestIndex(t *testing.T) {
+	app, user := world(t)
+	for _, c := range []struct{ collection, rule, table, want string }{
+		{"notes", "title = 'x'", "notes", "title"},
+		{"notes", "team = 'x' && title = 'y'", "notes", "team"}, // the first one that helps
+		{"notes", "title != 'x'", "notes", ""},
+		{"notes", "team.memberships_via_team.user ?= @request.auth.id", "notes", ""},
+		{"memberships", "user = @request.auth.id", "memberships", "user"},
+	} {
+		collection, err := app.FindCollectionByNameOrId(c.collection)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := dependency.Index(app, collection, c.rule, user, c.table); err != nil || got != c.want {
+			t.Errorf("%s: %q %v, want %q", c.rule, got, err, c.want)
+		}
+	}
+	var left int
+	if err := app.NonconcurrentDB().NewQuery("SELECT count(*) FROM sqlite_schema WHERE name = 'satchel_try'").Row(&left); err != nil || left != 0 {
+		t.Errorf("%d indexes are left, %v", left, err)
+	}
+}
