@@ -143,7 +143,7 @@ func (l *Log) HeadsAfter(ctx context.Context, collection string, after int64, li
 	}
 	var list []Head
 	db := l.app.ConcurrentDB()
-	err = db.NewQuery("SELECT hid, rec, seq, del FROM changes_heads WHERE c = {:c} AND seq > {:after} ORDER BY seq, hid LIMIT {:limit}").
+	err = db.NewQuery(headsAfter).
 		Bind(dbx.Params{"c": k.C, "after": after, "limit": min(limit, maxLimit)}).WithContext(ctx).All(&list)
 	if err != nil {
 		return nil, fmt.Errorf("read heads: %w", err)
@@ -173,9 +173,10 @@ func (l *Log) HeadsByHID(ctx context.Context, collection string, hids []int64) (
 	return l.headsIn(ctx, collection, headsByNumber, hids)
 }
 
-// The values come first and each is looked up. SQLite chooses otherwise as soon as it has statistics, and then goes
+// headsAfter finds all it wants in an index. Of the others the values come first and each is looked up. SQLite chooses otherwise as soon as it has statistics, and then goes
 // through all heads of the collection; the plus keeps it from doing so.
 const (
+	headsAfter    = "SELECT hid, rec, seq, del FROM changes_heads WHERE c = {:c} AND seq > {:after} ORDER BY seq LIMIT {:limit}"
 	headsIn       = "SELECT h.hid, h.rec, h.seq, h.del FROM (SELECT DISTINCT value FROM json_each({:values})) j CROSS JOIN changes_heads h ON "
 	headsByNumber = headsIn + "h.hid = j.value AND +h.c = {:c}"
 	headsByRecord = headsIn + "h.c = {:c} AND h.rec = j.value"

@@ -39,6 +39,7 @@ type Sight struct {
 	auth *core.Record
 	read *core.RequestEvent // the request as if it were a read
 	info *core.RequestInfo
+	met  map[string]map[uint64]changes.Head // heads that the request has read already, by collection
 }
 
 // For is the sight of the caller of a request.
@@ -176,6 +177,7 @@ func (s *Sight) Changed(ctx context.Context, vc view.Collection, after int64, li
 			out = append(out, view.Head{Number: uint64(h.HID), ID: h.Record, Version: h.Version, Deleted: h.Deleted})
 			after = h.Version
 		}
+		s.meet(c.Id, heads)
 		if len(heads) < page {
 			break
 		}
@@ -193,17 +195,43 @@ func (s *Sight) Names(ctx context.Context, vc view.Collection, numbers []uint64)
 	return out, err
 }
 
-// heads reads the heads with these numbers.
+// maxMet is how many heads a request remembers.
+const maxMet = 2000
+
+func (s *Sight) meet(collection string, heads []changes.Head) {
+	met := s.met[collection]
+	if met == nil {
+		if s.met == nil {
+			s.met = map[string]map[uint64]changes.Head{}
+		}
+		met = map[uint64]changes.Head{}
+		s.met[collection] = met
+	}
+	for _, h := range heads[:min(len(heads), maxMet-len(met))] {
+		met[uint64(h.HID)] = h
+	}
+}
+
+// heads are those with these numbers, as they are now or were earlier in the request: a version may be too low, never too
+// high, and a row that is deleted or comes back meanwhile is a change that the next page brings.
 func (s *Sight) heads(ctx context.Context, vc view.Collection, numbers []uint64) ([]changes.Head, error) {
 	c, _, err := s.find(ctx, vc.Name)
 	if err != nil {
 		return nil, goneIsEmpty(err)
 	}
-	hids := make([]int64, len(numbers))
-	for i, n := range numbers {
-		hids[i] = int64(n)
+	out, unmet := make([]changes.Head, 0, len(numbers)), make([]int64, 0, len(numbers))
+	for _, n := range numbers {
+		if h, ok := s.met[c.Id][n]; ok {
+			out = append(out, h)
+		} else {
+			unmet = append(unmet, int64(n))
+		}
 	}
-	return s.log.HeadsByHID(ctx, c.Id, hids)
+	if len(unmet) == 0 {
+		return out, nil
+	}
+	more, err := s.log.HeadsByHID(ctx, c.Id, unmet)
+	return append(out, more...), err
 }
 
 // Numbers implements [view.Source].
