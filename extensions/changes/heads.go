@@ -24,10 +24,10 @@ const (
 // Head is the state of a record. Version is the number of its last write. HID is a small integer that stands for the
 // record for ever and is never given to another one.
 type Head struct {
-	HID     int64  `db:"hid"`
-	Record  string `db:"rec"`
-	Version int64  `db:"seq"`
-	Deleted bool   `db:"del"`
+	HID     int64
+	Record  string
+	Version int64
+	Deleted bool
 }
 
 // foldSQL gives each record in a stretch of the log its last change. With max, SQLite takes the other columns from the
@@ -141,12 +141,10 @@ func (l *Log) HeadsAfter(ctx context.Context, collection string, after int64, li
 	if limit <= 0 {
 		limit = defaultLimit
 	}
-	var list []Head
 	db := l.app.ConcurrentDB()
-	err = db.NewQuery(headsAfter).
-		Bind(dbx.Params{"c": k.C, "after": after, "limit": min(limit, maxLimit)}).WithContext(ctx).All(&list)
+	list, err := readHeads(ctx, db, headsAfter, dbx.Params{"c": k.C, "after": after, "limit": min(limit, maxLimit)})
 	if err != nil {
-		return nil, fmt.Errorf("read heads: %w", err)
+		return nil, err
 	}
 	s, err := capture.ReadState(ctx, db) // after the heads: see stored
 	if err != nil {
@@ -191,12 +189,24 @@ func (l *Log) headsIn(ctx context.Context, collection, query string, values any)
 	if err != nil {
 		return nil, err
 	}
-	var list []Head
-	err = l.app.ConcurrentDB().NewQuery(query).Bind(dbx.Params{"c": k.C, "values": string(raw)}).WithContext(ctx).All(&list)
+	return readHeads(ctx, l.app.ConcurrentDB(), query, dbx.Params{"c": k.C, "values": string(raw)})
+}
+
+// readHeads scans by hand: there may be many thousands.
+func readHeads(ctx context.Context, db dbx.Builder, query string, params dbx.Params) (list []Head, err error) {
+	found, err := db.NewQuery(query).Bind(params).WithContext(ctx).Rows()
 	if err != nil {
 		return nil, fmt.Errorf("read heads: %w", err)
 	}
-	return list, nil
+	defer func() { err = errors.Join(err, found.Close()) }()
+	for found.Next() {
+		var h Head
+		if err := found.Scan(&h.HID, &h.Record, &h.Version, &h.Deleted); err != nil {
+			return nil, fmt.Errorf("read heads: %w", err)
+		}
+		list = append(list, h)
+	}
+	return list, found.Err()
 }
 
 // versionSQL finds a collection and the last change of a record, as its number times four with the action. What the heads

@@ -330,11 +330,13 @@ func (s *Sight) straight(ctx context.Context, c *core.Collection, q *dbx.SelectQ
 	if err != nil {
 		return false, err
 	}
+	size := 256 // of the last row: the next one is much like it
 	err = compiled.Each(ctx, db, nil, func(row []any) error {
-		body, err := plan.Append(nil, row, viewer)
+		body, err := plan.Append(make([]byte, 0, size+size/8), row, viewer)
 		if err != nil {
 			return err
 		}
+		size = len(body)
 		fn(text(row[place]), body)
 		return nil
 	})
