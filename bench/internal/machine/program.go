@@ -107,7 +107,7 @@ func Dependency(binary, path string) (string, error) {
 
 // WriteFile makes a file of what fn writes.
 func WriteFile(path string, fn func(io.Writer) error) error {
-	f, err := os.Create(path) //nolint:gosec // the caller names it on the command line
+	f, err := os.Create(path)
 	if err != nil {
 		return fmt.Errorf("create %s: %w", path, err)
 	}
