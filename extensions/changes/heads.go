@@ -174,8 +174,8 @@ func (l *Log) HeadsByHID(ctx context.Context, collection string, hids []int64) (
 	return l.headsIn(ctx, collection, headsByNumber, hids)
 }
 
-// headsAfter finds all it wants in an index. Of the others the values come first and each is looked up. SQLite chooses otherwise as soon as it has statistics, and then goes
-// through all heads of the collection; the plus keeps it from doing so.
+// headsAfter finds all it wants in an index. Of the others the values come first and each is looked up. SQLite chooses
+// otherwise as soon as it has statistics, and then goes through all heads of the collection; the plus keeps it from that.
 const (
 	headsAfter    = "SELECT hid, rec, seq, del FROM changes_heads WHERE c = {:c} AND seq > {:after} ORDER BY seq LIMIT {:limit}"
 	headsIn       = "SELECT h.hid, h.rec, h.seq, h.del FROM json_each({:values}) j CROSS JOIN changes_heads h ON "
