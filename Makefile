@@ -44,11 +44,12 @@ build: ## Build ./satchel, one static binary
 RACE := -race $(foreach module,golang.org/x/crypto/blowfish modernc.org/libc/... modernc.org/sqlite/lib,-gcflags=$(module)=-race=false)
 
 # The race detector needs a C compiler. Two packages at a time keep timing tests honest on small machines. With it, the
-# differential test runs a part of its cases.
+# differential test and the convergence test run a part of their cases.
 .PHONY: test
 test: ## Run all tests with the race detector
 	CGO_ENABLED=1 go test $(RACE) -timeout 25m -p 2 $(TESTFLAGS) ./...
 	go test -timeout 10m -run Differential $(TESTFLAGS) ./extensions/records
+	go test -timeout 10m $(TESTFLAGS) ./extensions/sync/view
 
 .PHONY: lint
 lint: $(LINT) ## Check style, and the rules of who may import whom

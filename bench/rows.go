@@ -46,7 +46,7 @@ func ids() []string {
 // rows is the scorecard. Its targets were set from the measured costs of the parts of a request, before the parts were
 // written.
 func rows() []rowSpec {
-	return slices.Concat(reads(), writes(), others(), credentials(), []rowSpec{keyedRow()}, side())
+	return slices.Concat(reads(), writes(), others(), credentials(), []rowSpec{keyedRow()}, changeRows(), side())
 }
 
 func reads() []rowSpec {

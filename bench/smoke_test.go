@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/satchelbase/satchel/bench/internal/device"
 	"github.com/satchelbase/satchel/bench/internal/report"
 )
 
@@ -86,6 +87,10 @@ func checkRow(t *testing.T, row report.Row) {
 		want = []string{satchel, accessLane, report.Stock}
 	case "16":
 		want = []string{satchel, keyedLane, report.Stock}
+	case "capture-create", "capture-update":
+		want = []string{satchel, unrecorded}
+	case "sync":
+		want = []string{device.Pull, device.Fold, device.First, device.List}
 	}
 	for _, name := range want {
 		if !slices.ContainsFunc(row.Results, func(r report.Result) bool { return r.Lane == name }) {

@@ -181,14 +181,14 @@ func (b *batch) judge(tx core.App, c Change) (Result, error) {
 	if err != nil {
 		return Result{}, refuse(Gone, ErrGone, "the collection is not there any more")
 	}
-	k, err := b.log.Collection(b.e.Request.Context(), collection.Id)
+	_, err = b.log.Collection(b.e.Request.Context(), collection.Id)
 	if errors.Is(err, changes.ErrNotCaptured) {
 		return Result{}, refuse(Gone, ErrGone, "the collection cannot be synced")
 	}
 	if err != nil {
 		return Result{}, err
 	}
-	return b.execute(&writing{change: c, tx: tx, auth: b.e.Auth, outer: b.e, collection: collection, number: k.C})
+	return b.execute(&writing{change: c, log: b.log, tx: tx, auth: b.e.Auth, outer: b.e, collection: collection})
 }
 
 // seen finds the note of a change.
