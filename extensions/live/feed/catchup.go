@@ -8,6 +8,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/changes"
 	"github.com/satchelbase/satchel/extensions/live/frame"
+	"github.com/satchelbase/satchel/extensions/live/judge"
 )
 
 // catchUp takes the pending subscriptions that are furthest behind one stretch of the log further, or hands them to the
@@ -56,6 +57,7 @@ func (c *Conn) catchUp(ctx context.Context) error {
 		return c.readLog(ctx, set, placed, at, next)
 	}
 	for _, s := range set {
+		c.review(ctx, s, placed[s])
 		if s.doubt {
 			if err := c.settle(ctx, s, placed[s]); err != nil {
 				return err
@@ -63,13 +65,52 @@ func (c *Conn) catchUp(ctx context.Context) error {
 			s.doubt = false
 		}
 		if placed[s].group.always() {
-			s.held.clear()
+			s.held.Clear()
 		}
 	}
 	if !c.hub.join(c, set, placed, at) {
 		return nil // the hub has gone on meanwhile
 	}
 	return c.tellCursor(ctx)
+}
+
+// review tells the client to list anew if what it may see has become another set while it was not live: by other rules, by
+// another account, or by other records.
+func (c *Conn) review(ctx context.Context, s *Sub, p placement) {
+	c.hub.mu.RLock()
+	for _, o := range s.owed {
+		s.missed.Merge(o)
+	}
+	s.owed = nil
+	c.hub.mu.RUnlock()
+	moved := s.was != groupKey{} && s.was != p.group.key || s.redefined
+	if !moved && !s.missed.Empty() {
+		ctx, cancel := context.WithTimeout(ctx, compareWithin)
+		defer cancel()
+		turns, err := p.group.class.Turned(ctx, c.hub.app, &s.missed, []string{p.group.viewer})
+		moved = err != nil || turns[0].Gained || turns[0].Many || slices.ContainsFunc(turns[0].Lost, func(id string) bool { return !s.holds(id) })
+	}
+	s.doubt = s.doubt || moved || !s.missed.Empty()
+	s.was, s.missed, s.redefined = p.group.key, judge.Shifts{}, false
+	if moved {
+		c.mu.Lock()
+		c.relist(s)
+		c.mu.Unlock()
+	}
+}
+
+// miss notes what a subscription that is behind passes by.
+func (s *Sub) miss(p placement, happenings map[string][]happened, list []changes.Change) {
+	if p.group.class != nil {
+		for _, id := range p.group.class.Watches {
+			for _, h := range happenings[id] {
+				s.missed.Add(h.Change, nil)
+			}
+		}
+	}
+	for _, k := range list {
+		s.redefined = s.redefined || k.Action == changes.Schema && k.Collection == s.Collection && s.was == groupKey{}
+	}
 }
 
 // hindmost are the pending subscriptions with the lowest number, and the next higher number among the others, 0 for none.
@@ -107,6 +148,9 @@ func (c *Conn) readLog(ctx context.Context, set []*Sub, placed map[*Sub]placemen
 	}
 	r := newRound(ctx, c.hub)
 	happenings := coalesce(list)
+	for _, s := range set {
+		s.miss(placed[s], happenings, list)
+	}
 	for id, what := range happenings {
 		t := &topic{all: map[groupKey]*group{}, byRecord: map[string]map[groupKey]*group{}}
 		var groups []*group
@@ -180,7 +224,7 @@ func (c *Conn) reset(set []*Sub, reason string, now changes.Position) error {
 	c.mu.Lock()
 	for _, s := range set {
 		s.At = now.Seq
-		s.held.clear()
+		s.held.Clear()
 		c.answers = append(c.answers, Message{Frame: frame.Out{Type: "reset", Sub: s.Name, Reason: reason, Cursor: now.String()}.Bytes()})
 	}
 	c.told = changes.Position{}
@@ -190,7 +234,7 @@ func (c *Conn) reset(set []*Sub, reason string, now changes.Position) error {
 
 // settle looks at what the client holds, where that is in doubt.
 func (c *Conn) settle(ctx context.Context, s *Sub, p placement) error {
-	ids := s.held.list()
+	ids := s.held.List()
 	if len(ids) == 0 {
 		return nil
 	}
@@ -209,7 +253,7 @@ func (c *Conn) leaves(s *Sub, p placement, ids []string, seen map[string]bool, v
 		if seen[id] || p.group.key.record != "" && p.group.key.record != id {
 			continue
 		}
-		s.held.remove(id)
+		s.held.Remove(id)
 		items = append(items, Item{Sub: s, Body: &Body{Collection: c.hub.name(s.Collection), ID: id, Version: version}})
 	}
 	return items

@@ -50,6 +50,7 @@ type Identity struct {
 type Message struct {
 	Frame []byte
 	Stock *subscriptions.Message
+	sub   *Sub // which it tells to list anew
 }
 
 // Transport is the way to one client. One goroutine uses it at a time, but for Cut.
@@ -217,7 +218,7 @@ func (c *Conn) enqueue(items []Item, before, to int64) {
 func (c *Conn) enqueueLeaves(items []Item, at int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	items = slices.DeleteFunc(items, func(i Item) bool { return i.Sub.group == nil || i.Sub.ended || !i.Sub.held.has(i.Body.ID) })
+	items = slices.DeleteFunc(items, func(i Item) bool { return i.Sub.group == nil || i.Sub.ended || !i.Sub.held.Until(i.Body.ID, at) })
 	if c.lagging.Load() || len(items) == 0 {
 		return
 	}
@@ -232,9 +233,9 @@ func (c *Conn) enqueueLeaves(items []Item, at int64) {
 func (i Item) note(limit int) {
 	switch {
 	case i.hold:
-		i.Sub.held.add(i.Body.ID, limit)
+		i.Sub.held.Add(i.Body.ID, i.Body.Version, limit)
 	case i.Body.Record == nil:
-		i.Sub.held.remove(i.Body.ID)
+		i.Sub.held.Remove(i.Body.ID)
 	}
 }
 
@@ -310,7 +311,9 @@ func (c *Conn) step(ctx context.Context) (bool, error) {
 	switch {
 	case len(c.answers) > 0:
 		m := c.answers[0]
-		c.answers = slices.Delete(c.answers, 0, 1)
+		if c.answers = slices.Delete(c.answers, 0, 1); m.sub != nil {
+			m.sub.told = false
+		}
 		c.mu.Unlock()
 		return true, c.out.Send(ctx, m)
 	case len(c.queue) > 0:

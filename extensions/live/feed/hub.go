@@ -13,7 +13,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
@@ -70,17 +69,21 @@ type Hub struct {
 	changes Log
 
 	deleted  judge.Graves
-	classes  classes
+	before   judge.Graves // how records were that others depend on
+	classes  judge.Classes
 	catching chan struct{} // bounds how many connections read the log at once
 
 	mu     sync.RWMutex
 	topics map[string]*topic
-	live   int              // subscriptions in topics
-	at     changes.Position // what the hub has begun to send, or sent
+	used   map[*judge.Class]int // live subscriptions
+	live   int                  // subscriptions in topics
+	at     changes.Position     // what the hub has begun to send, or sent
 	conns  map[*Conn]struct{}
 
-	kick    chan struct{} // wakes the loop when there is something to send for
-	done    atomic.Int64  // everything up to here is in the queues
+	needed  atomic.Pointer[map[string]int] // collections that used classes depend on, by how many
+	shifts  chan struct{}                  // wakes who compares
+	kick    chan struct{}                  // wakes the loop when there is something to send for
+	done    atomic.Int64                   // everything up to here is in the queues
 	epochOf atomic.Pointer[string]
 }
 
@@ -91,7 +94,7 @@ const catchingAtOnce = 8
 func New(cfg Config, log Log) *Hub {
 	return &Hub{
 		cfg: cfg, changes: log, Redefined: func(string) {}, topics: map[string]*topic{}, conns: map[*Conn]struct{}{},
-		kick: make(chan struct{}, 1), catching: make(chan struct{}, catchingAtOnce),
+		used: map[*judge.Class]int{}, shifts: make(chan struct{}, 1), kick: make(chan struct{}, 1), catching: make(chan struct{}, catchingAtOnce),
 	}
 }
 
@@ -102,6 +105,11 @@ func (h *Hub) Bind(app core.App, log *slog.Logger) {
 		if h.watched(e.Record.Collection().Id) {
 			h.deleted.Put(e.Record)
 		}
+		h.keep(e.Record)
+		return e.Next()
+	}})
+	app.OnRecordUpdate().Bind(&hook.Handler[*core.RecordEvent]{Id: "satchelLive", Priority: outermost, Func: func(e *core.RecordEvent) error {
+		h.keep(e.Record)
 		return e.Next()
 	}})
 	app.OnRecordAfterDeleteError().BindFunc(func(e *core.RecordErrorEvent) error {
@@ -192,6 +200,8 @@ func (h *Hub) join(c *Conn, set []*Sub, placed map[*Sub]placement, at int64) boo
 			h.topics[s.Collection] = t
 		}
 		s.group = t.add(s, placed[s])
+		s.was, s.missed = s.group.key, judge.Shifts{}
+		h.use(s.group.class, 1)
 		h.live++
 	}
 	select {
@@ -211,6 +221,7 @@ func (h *Hub) leave(set []*Sub, then func(*Sub)) {
 		s.group = nil
 		if g != nil && then != nil && !s.ended {
 			then(s)
+			s.owe(g.class)
 		}
 		s.conn.mu.Unlock()
 		t := h.topics[s.Collection]
@@ -218,6 +229,7 @@ func (h *Hub) leave(set []*Sub, then func(*Sub)) {
 			continue
 		}
 		t.remove(s, g)
+		h.use(g.class, -1)
 		h.live--
 		if len(t.all) == 0 && len(t.byRecord) == 0 {
 			delete(h.topics, s.Collection)
@@ -242,8 +254,9 @@ func (h *Hub) name(collection string) string {
 
 // Run reads the log until ctx ends. While nobody subscribes it does nothing.
 func (h *Hub) Run(ctx context.Context) {
-	timer := time.NewTimer(recheckEvery)
-	defer timer.Stop()
+	var comparing sync.WaitGroup
+	comparing.Go(func() { h.compare(ctx) })
+	defer comparing.Wait()
 	for ctx.Err() == nil {
 		h.mu.RLock()
 		from, idle := h.at, h.live == 0
@@ -273,14 +286,8 @@ func (h *Hub) Run(ctx context.Context) {
 			continue
 		}
 		h.Behind.Store(0)
-		wait := recheckEvery
-		if h.recheck(ctx) {
-			wait = recheckEvery / 10
-		}
-		timer.Reset(wait)
 		select {
 		case <-changed:
-		case <-timer.C:
 		case <-h.kick:
 		case <-ctx.Done():
 		}
@@ -348,7 +355,7 @@ func (h *Hub) concerned(id string, what []happened) []*group {
 
 // redefined follows a change of a collection: its rules, its fields, or all of it. Questions may read it, too.
 func (h *Hub) redefined(k changes.Change) {
-	h.classes.clear()
+	h.classes.Clear()
 	for _, c := range h.Conns() {
 		var hit []*Sub
 		c.mu.Lock()

@@ -99,7 +99,7 @@ func (r *round) run(collection string, list []happened, groups []*group) {
 		r.fail(groups, err)
 		return
 	}
-	asked := map[*class][]*group{}
+	asked := map[*judge.Class][]*group{}
 	for _, g := range groups {
 		if g.class != nil {
 			asked[g.class] = append(asked[g.class], g)
@@ -165,7 +165,7 @@ func (h *Hub) find(ctx context.Context, c *core.Collection, ids []string) (map[s
 }
 
 // ask is one question, or two if records are gone, for all groups of a class.
-func (r *round) ask(k *class, list []happened, groups []*group) error {
+func (r *round) ask(k *judge.Class, list []happened, groups []*group) error {
 	type place struct {
 		group *group
 		what  *happened
@@ -191,7 +191,7 @@ func (r *round) ask(k *class, list []happened, groups []*group) error {
 		}
 	}
 	if len(present) > 0 {
-		seen, err := k.question.Ask(r.ctx, presentPairs)
+		seen, err := k.Question.Ask(r.ctx, presentPairs)
 		if err != nil {
 			return err
 		}
@@ -200,7 +200,7 @@ func (r *round) ask(k *class, list []happened, groups []*group) error {
 		}
 	}
 	if len(gone) > 0 {
-		seen, err := k.question.AskGone(r.ctx, records, gonePairs)
+		seen, err := k.Question.AskGone(r.ctx, records, gonePairs)
 		if err != nil { // what the rule reads may be gone as well
 			r.hub.log.Debug("the rule of deleted records cannot be evaluated", "error", err)
 			seen = make([]bool, len(gone))
@@ -231,7 +231,7 @@ func (r *round) tell(g *group, h *happened, seen bool) {
 			continue
 		}
 		for _, s := range subs {
-			if s.held.has(h.Record) {
+			if s.held.Has(h.Record) {
 				r.items[s.conn] = append(r.items[s.conn], Item{Sub: s, Body: r.leaving(h)})
 			}
 		}
@@ -313,7 +313,7 @@ func (h *Hub) visible(ctx context.Context, p placement, collection string, ids [
 	for i, id := range ids {
 		pairs[i] = judge.Pair{p.group.viewer, id}
 	}
-	seen, err := p.group.class.question.Ask(ctx, pairs)
+	seen, err := p.group.class.Question.Ask(ctx, pairs)
 	for i := range seen {
 		out[ids[i]] = seen[i]
 	}
