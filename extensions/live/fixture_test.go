@@ -457,6 +457,29 @@ func (p *phone) next(kind string) got {
 	}
 }
 
+// both are the next two frames, which come in any order.
+func (p *phone) both(one, other string) [2]got {
+	p.t.Helper()
+	var out [2]got
+	for out[0].Type == "" || out[1].Type == "" {
+		select {
+		case g := <-p.frames:
+			switch {
+			case g.Type == "cursor":
+			case g.Type == one && out[0].Type == "":
+				out[0] = g
+			case g.Type == other && out[1].Type == "":
+				out[1] = g
+			default:
+				p.t.Fatalf("got %+v, want %s and %s", g, one, other)
+			}
+		case <-time.After(patience):
+			p.t.Fatalf("no %s and %s: %+v", one, other, out)
+		}
+	}
+	return out
+}
+
 // sub subscribes and waits for the answer.
 func (p *phone) sub(name string, more map[string]any) got {
 	p.t.Helper()

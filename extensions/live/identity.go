@@ -333,6 +333,7 @@ func (h *Hub) recheckCredential(c *feed.Conn, who *feed.Identity) {
 		h.touched.record(who.Auth)
 	case c.Who.CompareAndSwap(who, now):
 		if !sameForRules(who.Auth, now.Auth) {
+			h.feed.Reach(context.WithoutCancel(c.Opened.Context())) // or the change would be told twice, or be passed by
 			c.Suspend(nil, true)
 		}
 		h.reviewSeats(c)

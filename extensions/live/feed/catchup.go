@@ -100,7 +100,7 @@ func (c *Conn) review(ctx context.Context, s *Sub, p placement) {
 }
 
 // miss notes what a subscription that is behind passes by.
-func (s *Sub) miss(p placement, happenings map[string][]happened, list []changes.Change) {
+func (s *Sub) miss(p placement, happenings map[string][]judge.Happened, list []changes.Change) {
 	if p.group.class != nil {
 		for _, id := range p.group.class.Watches {
 			for _, h := range happenings[id] {
@@ -147,7 +147,7 @@ func (c *Conn) readLog(ctx context.Context, set []*Sub, placed map[*Sub]placemen
 		list = list[:slices.IndexFunc(list, func(k changes.Change) bool { return k.Seq > next })]
 	}
 	r := newRound(ctx, c.hub)
-	happenings := coalesce(list)
+	happenings := judge.Coalesce(list)
 	for _, s := range set {
 		s.miss(placed[s], happenings, list)
 	}

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
@@ -128,6 +129,19 @@ func (h *Hub) Now(ctx context.Context) (changes.Position, error) {
 		h.Adopt(now)
 	}
 	return now, err
+}
+
+// Reach waits until what has happened is in the queues, for a moment at most.
+func (h *Hub) Reach(ctx context.Context) {
+	now, err := h.changes.Horizon(ctx)
+	for tries := 0; err == nil && tries < 100; tries++ {
+		h.mu.RLock()
+		idle := h.live == 0
+		h.mu.RUnlock()
+		if idle || h.done.Load() >= now.Seq || !pause(ctx, 10*time.Millisecond) {
+			return
+		}
+	}
 }
 
 // Captured reports ErrNotCaptured for collections whose changes are not recorded.
@@ -296,7 +310,7 @@ func (h *Hub) Run(ctx context.Context) {
 
 // send evaluates one stretch of the log and queues the outcome.
 func (h *Hub) send(ctx context.Context, list []changes.Change, from, to changes.Position) {
-	happenings := coalesce(list)
+	happenings := judge.Coalesce(list)
 	h.mu.Lock()
 	if h.at != from { // everybody had left, and others came
 		h.mu.Unlock()
@@ -325,8 +339,8 @@ func (h *Hub) send(ctx context.Context, list []changes.Change, from, to changes.
 		c.lag(from.Seq)
 		c.mu.Unlock()
 	}
-	h.done.Store(to.Seq)
 	h.depend(happenings)
+	h.done.Store(to.Seq)
 	for _, k := range list {
 		switch {
 		case k.Action == changes.Create:
@@ -338,7 +352,7 @@ func (h *Hub) send(ctx context.Context, list []changes.Change, from, to changes.
 }
 
 // concerned are the groups that may be told of what happened in a collection. The lock is held.
-func (h *Hub) concerned(id string, what []happened) []*group {
+func (h *Hub) concerned(id string, what []judge.Happened) []*group {
 	t := h.topics[id]
 	if t == nil {
 		return nil

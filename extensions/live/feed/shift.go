@@ -41,10 +41,14 @@ func (h *Hub) use(k *judge.Class, n int) {
 	if k == nil {
 		return
 	}
+	if n > 0 {
+		k.Listed()
+	}
 	if h.used[k] += n; h.used[k] > n && h.used[k] > 0 {
 		return // there are others
 	}
 	if h.used[k] == 0 {
+		k.Left()
 		delete(h.used, k)
 	}
 	needed := map[string]int{}
@@ -57,7 +61,7 @@ func (h *Hub) use(k *judge.Class, n int) {
 }
 
 // depend notes for which classes something has changed that their rules read.
-func (h *Hub) depend(what map[string][]happened) {
+func (h *Hub) depend(what map[string][]judge.Happened) {
 	needed := h.needed.Load()
 	if needed == nil {
 		return
@@ -74,11 +78,8 @@ func (h *Hub) depend(what map[string][]happened) {
 		}
 		for k := range h.used {
 			if slices.Contains(k.Watches, id) {
-				if k.Shifted == nil {
-					k.Shifted = &judge.Shifts{}
-				}
 				for i := range list {
-					k.Shifted.Add(list[i].Change, images[i])
+					k.Shift(list[i].Change, images[i])
 				}
 			}
 		}
@@ -113,11 +114,11 @@ func (h *Hub) compare(ctx context.Context) {
 func (h *Hub) compareDue(ctx context.Context) bool {
 	now := time.Now()
 	more := false
-	due := map[*judge.Class]*judge.Shifts{}
+	due := map[*judge.Class][]*judge.Shifts{}
 	h.mu.Lock()
 	for k := range h.used {
 		switch {
-		case k.Shifted == nil:
+		case len(k.Shifted) == 0:
 		case now.Before(k.Next):
 			more = true
 		default:
@@ -126,13 +127,16 @@ func (h *Hub) compareDue(ctx context.Context) bool {
 		}
 	}
 	h.mu.Unlock()
-	for k, s := range due {
-		if ctx.Err() != nil {
-			return false
-		}
-		took, err := h.compareClass(ctx, k, s)
-		if err != nil && ctx.Err() == nil {
-			h.log.Warn("what other records change for clients cannot be told; they are told to list anew", "collection", h.name(k.Key.Collection), "error", err)
+	for k, list := range due {
+		var took time.Duration
+		for _, s := range list {
+			spent, err := h.compareClass(ctx, k, s)
+			if took += spent; ctx.Err() != nil {
+				return false
+			}
+			if err != nil {
+				h.log.Warn("what other records change for clients cannot be told; they are told to list anew", "collection", h.name(k.Key.Collection), "error", err)
+			}
 		}
 		h.mu.Lock()
 		k.Comparing, k.Next = nil, now.Add(max(compareEvery, comparePause*took))
@@ -150,21 +154,15 @@ func (h *Hub) audience(k *judge.Class) map[string][]*Sub {
 	if t == nil {
 		return nil
 	}
-	for _, g := range h.allGroups(t) {
-		if g.class != k {
-			continue
+	for _, groups := range append(slices.Collect(maps.Values(t.byRecord)), t.all) {
+		for _, g := range groups {
+			if g.class != k {
+				continue
+			}
+			for _, v := range *g.views.Load() {
+				out[g.viewer] = append(out[g.viewer], *v.subs.Load()...)
+			}
 		}
-		for _, v := range *g.views.Load() {
-			out[g.viewer] = append(out[g.viewer], *v.subs.Load()...)
-		}
-	}
-	return out
-}
-
-func (h *Hub) allGroups(t *topic) []*group {
-	out := slices.Collect(maps.Values(t.all))
-	for _, groups := range t.byRecord {
-		out = slices.AppendSeq(out, maps.Values(groups))
 	}
 	return out
 }
@@ -245,6 +243,7 @@ func (c *Conn) unsettle(s *Sub, seq int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if s.group != nil && !s.ended && s.At < seq {
+		s.toldTo = seq
 		c.relist(s)
 	}
 }

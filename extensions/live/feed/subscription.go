@@ -24,6 +24,8 @@ type Sub struct {
 	ended bool
 	told  bool // a reset waits for the client to read it
 
+	toldTo int64 // what others have changed up to here was compared and told as a reset
+
 	// Only the pump uses these while the subscription is pending, and whoever makes it so.
 	doubt  bool         // what the client holds must be looked at before the subscription is live
 	claim  bool         // so must what it says that it holds, before it is sent anything that could drive that out
@@ -45,13 +47,14 @@ func (s *Sub) Hold(ids []string, limit int) {
 	s.doubt, s.claim = len(ids) > 0, len(ids) > 0
 }
 
-// owe remembers what is still to be compared for a class. The hub's lock is held.
+// owe remembers what is still to be compared for a class. The hub's lock and that of the
+// connection are held.
 func (s *Sub) owe(k *judge.Class) {
 	if k == nil {
 		return
 	}
-	for _, shifts := range []*judge.Shifts{k.Comparing, k.Shifted} {
-		if shifts != nil && !slices.Contains(s.owed, shifts) {
+	for _, shifts := range slices.Concat(k.Comparing, k.Shifted) {
+		if shifts.Seq > s.toldTo && !slices.Contains(s.owed, shifts) {
 			s.owed = append(s.owed, shifts)
 		}
 	}

@@ -30,9 +30,11 @@ type Class struct {
 	Watches  []string // ids of the collections that the answer depends on beside the records it is about
 
 	// Whoever serves the viewers guards these by a lock.
-	Shifted   *Shifts   // nil for nothing
-	Comparing *Shifts   // what is being compared
+	Shifted   []*Shifts // in their order, each from one state that viewers have listed to another one
+	Comparing []*Shifts // what is being compared
 	Next      time.Time // when Shifted is
+
+	listed bool // since the last change
 }
 
 // Classes keeps the questions. The zero value is ready; it is safe for concurrent use.
@@ -163,6 +165,24 @@ func (s *Shifts) Merge(o *Shifts) {
 		s.rows = nil
 	}
 }
+
+// maxShifts bounds how many states are told apart until the next comparison.
+const maxShifts = 8
+
+// Shift notes what has changed, each record as it was.
+func (c *Class) Shift(k changes.Change, was *core.Record) {
+	if len(c.Shifted) == 0 || c.listed && len(c.Shifted) < maxShifts {
+		c.Shifted = append(c.Shifted, &Shifts{})
+	}
+	c.listed = false
+	c.Shifted[len(c.Shifted)-1].Add(k, was)
+}
+
+// Listed notes that a viewer has come, who knows the present state: what changes from now on is compared with that.
+func (c *Class) Listed() { c.listed = true }
+
+// Left notes that there is no viewer any more.
+func (c *Class) Left() { c.Shifted = nil }
 
 // Turned says what that has changed for viewers; see [Question.Turned].
 func (c *Class) Turned(ctx context.Context, app core.App, s *Shifts, viewers []string) ([]Turn, error) {
