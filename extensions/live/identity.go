@@ -26,10 +26,6 @@ const (
 	// tendEvery is how often connections are compared with the sessions that have ended and the accounts that have changed.
 	tendEvery = 200 * time.Millisecond
 
-	// stockGrace is how long a connection of the stock contract outlives its token: its client cannot renew it but by
-	// subscribing anew, which it does when it has refreshed the token.
-	stockGrace = time.Minute
-
 	verifyTimeout = 10 * time.Second
 )
 
@@ -296,7 +292,7 @@ func (h *Hub) dropExpired(now time.Time) {
 		}
 		end := who.Expires
 		if c.Stock {
-			end = end.Add(stockGrace)
+			end = end.Add(h.deps.Patience.Renew)
 		}
 		if now.After(end) {
 			c.Close(frame.CloseAuth, "the token has expired")

@@ -21,14 +21,9 @@ import (
 	"github.com/satchelbase/satchel/extensions/rows"
 )
 
-const (
-	// authWithin is how long a client may take to say who it is.
-	authWithin = 10 * time.Second
-
-	// compressFrom is the size from which a message is compressed, in bytes. Without context takeover a connection keeps no
-	// window in memory between two messages.
-	compressFrom = 512
-)
+// compressFrom is the size from which a message is compressed, in bytes. Without context takeover a connection keeps no
+// window in memory between two messages.
+const compressFrom = 512
 
 // accept upgrades a request. The origin is not looked at: a credential comes in the first frame and never by itself, as
 // a cookie does, so a page of another site can do no more than any other program.
@@ -46,13 +41,14 @@ func accept(e *core.RequestEvent, subprotocols ...string) (*websocket.Conn, erro
 
 // wire sends frames over a WebSocket.
 type wire struct {
-	ws  *websocket.Conn
-	buf []byte
+	ws    *websocket.Conn
+	limit time.Duration // for the client to accept a message, or to answer a ping
+	buf   []byte
 }
 
 func (w *wire) write(ctx context.Context, raw []byte) error {
 	// Not the context of the connection: a write that is cancelled would cut it without the close frame.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), feed.WriteTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), w.limit)
 	defer cancel()
 	err := w.ws.Write(ctx, websocket.MessageText, raw)
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -78,7 +74,7 @@ func (w *wire) Send(ctx context.Context, m feed.Message) error { return w.write(
 
 // ping waits for the answer, which the goroutine that reads receives.
 func (w *wire) Ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, feed.WriteTimeout)
+	ctx, cancel := context.WithTimeout(ctx, w.limit)
 	defer cancel()
 	err := w.ws.Ping(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -110,7 +106,7 @@ func (h *Hub) serveSocket(e *core.RequestEvent) error {
 		return nil
 	}
 	defer func() { _ = ws.CloseNow() }()
-	w := &wire{ws: ws}
+	w := &wire{ws: ws, limit: h.deps.Patience.Write}
 	if ws.Subprotocol() != frame.Subprotocol {
 		w.Close(int(websocket.StatusPolicyViolation), "the subprotocol is "+frame.Subprotocol)
 		return nil
@@ -132,17 +128,14 @@ func (h *Hub) burst() int { return 5 * h.cfg.Frames }
 
 // read takes what the client sends.
 func (s *socket) read(ctx context.Context) error {
-	first, cancel := context.WithTimeout(context.WithoutCancel(ctx), authWithin)
-	defer cancel()
-	for {
-		limit := context.WithoutCancel(ctx) // a cancelled read would close the connection without a word
+	due := time.AfterFunc(s.hub.deps.Patience.Auth, func() { // a read with a deadline would close the connection without a word
 		if s.Who.Load() == nil {
-			limit = first
+			s.Close(frame.CloseAuth, "the first frame must be auth")
 		}
-		kind, raw, err := s.ws.Read(limit)
-		if errors.Is(err, context.DeadlineExceeded) {
-			return feed.End(frame.CloseAuth, "the first frame must be auth")
-		}
+	})
+	defer due.Stop()
+	for {
+		kind, raw, err := s.ws.Read(context.WithoutCancel(ctx)) // nor may it be cancelled
 		if err != nil {
 			return err
 		}

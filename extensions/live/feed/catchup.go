@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/satchelbase/satchel/extensions/changes"
 	"github.com/satchelbase/satchel/extensions/live/frame"
@@ -32,13 +33,15 @@ func (c *Conn) catchUp(ctx context.Context) error {
 	if len(set) == 0 {
 		return nil
 	}
-	// A thousand clients that come back at once must not read the database all at the same time.
+	// A thousand clients that come back at once must not read the database all at the same time. Nobody keeps others from
+	// it while its client is written to.
 	select {
 	case c.hub.catching <- struct{}{}:
-		defer func() { <-c.hub.catching }()
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+	release := sync.OnceFunc(func() { <-c.hub.catching })
+	defer release()
 	at := set[0].At
 	for _, s := range set {
 		if s.claim {
@@ -54,7 +57,7 @@ func (c *Conn) catchUp(ctx context.Context) error {
 		return fmt.Errorf("%w: %w", errEvaluate, err)
 	}
 	if !reached {
-		return c.readLog(ctx, set, placed, at, next)
+		return c.readLog(ctx, set, placed, at, next, release)
 	}
 	for _, s := range set {
 		c.review(ctx, s, placed[s])
@@ -130,9 +133,10 @@ func (c *Conn) hindmost() (set []*Sub, next int64) {
 	return set, next
 }
 
-// readLog sends what happened after at, for subscriptions that all stand there, up to next or one stretch further.
-func (c *Conn) readLog(ctx context.Context, set []*Sub, placed map[*Sub]placement, at, next int64) error {
-	list, to, err := c.hub.changes.Since(ctx, changes.Position{Epoch: c.hub.epoch(), Seq: at}, batch)
+// readLog sends what happened after at, for subscriptions that all stand there, up to next or one stretch further. It
+// releases the database before it writes.
+func (c *Conn) readLog(ctx context.Context, set []*Sub, placed map[*Sub]placement, at, next int64, release func()) error {
+	list, to, err := c.hub.changes.Since(ctx, changes.Position{Epoch: c.hub.epoch(), Seq: at}, c.stretch)
 	if reset, ok := errors.AsType[*changes.ResetError](err); ok {
 		if c.hub.Adopt(reset.Now); reset.Now.Epoch != c.hub.epoch() {
 			return errEvaluate // the hub is about to learn of it
@@ -169,7 +173,8 @@ func (c *Conn) readLog(ctx context.Context, set []*Sub, placed map[*Sub]placemen
 	if err := r.failed[c]; err != nil {
 		return fmt.Errorf("%w: %w", errEvaluate, err)
 	}
-	items := r.sorted(c)
+	items := c.fitting(r.sorted(c), &to)
+	release()
 	for _, i := range items {
 		i.note(c.hub.cfg.Remember)
 	}
@@ -181,7 +186,7 @@ func (c *Conn) readLog(ctx context.Context, set []*Sub, placed map[*Sub]placemen
 		s.At = max(s.At, to.Seq)
 	}
 	c.mu.Unlock()
-	if resets := collectionResets(list); len(resets) > 0 {
+	if resets := judge.Resets(list, to.Seq); len(resets) > 0 {
 		var hit []*Sub
 		for _, s := range set {
 			if _, ok := resets[s.Collection]; ok {
@@ -195,22 +200,23 @@ func (c *Conn) readLog(ctx context.Context, set []*Sub, placed map[*Sub]placemen
 	return c.tellCursor(ctx)
 }
 
-// copy is the view without its subscribers.
-func (v *view) copy() *view { return &view{key: v.key, like: v.like, auth: v.auth, enrich: v.enrich} }
-
-// collectionResets are the collections of which anything may have changed.
-func collectionResets(list []changes.Change) map[string]bool {
-	var out map[string]bool
-	for _, k := range list {
-		if k.Action == changes.Reset || k.Action == changes.Gone {
-			if out == nil {
-				out = map[string]bool{}
-			}
-			out[k.Collection] = true
+// fitting is as much of a stretch as may wait in memory for one connection, and ends the stretch there. The next one is
+// shorter then.
+func (c *Conn) fitting(items []Item, to *changes.Position) []Item {
+	size := 0
+	for n, i := range items {
+		if size += i.size(); size > c.hub.cfg.Queue && n > 0 && i.Body.Version > items[n-1].Body.Version {
+			to.Seq = items[n-1].Body.Version
+			c.stretch = max(n, 1)
+			return slices.Clone(items[:n]) // or the rest would stay in memory
 		}
 	}
-	return out
+	c.stretch = min(2*c.stretch, batch)
+	return items
 }
+
+// copy is the view without its subscribers.
+func (v *view) copy() *view { return &view{key: v.key, like: v.like, auth: v.auth, enrich: v.enrich} }
 
 // reset tells the client that it must list anew. The stock contract has no word for that but a new connection.
 func (c *Conn) reset(set []*Sub, reason string, now changes.Position) error {

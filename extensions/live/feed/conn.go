@@ -20,12 +20,6 @@ import (
 )
 
 const (
-	// WriteTimeout is how long a client may take to accept one message.
-	WriteTimeout = 10 * time.Second
-
-	// pingEvery is how often a silent connection is tried. It also keeps proxies from closing it, which most do after 60 s.
-	pingEvery = 25 * time.Second
-
 	// maxAnswers and maxMessages bound what waits for a client beside events: answers, which must not be lost, and what is
 	// broadcast, of which the oldest is dropped.
 	maxAnswers  = 1024
@@ -82,6 +76,7 @@ type Conn struct {
 	out     Transport
 	wake    chan struct{} // with room for one
 	lagging atomic.Bool
+	stretch int // changes that it reads at once; for the pump only
 
 	mu       sync.Mutex
 	subs     map[string]*Sub
@@ -101,7 +96,7 @@ type Conn struct {
 func (h *Hub) NewConn(ctx context.Context, opened *http.Request, address string, stock bool, out Transport) (*Conn, context.Context) {
 	c := &Conn{
 		ID: strings.ToLower(rand.Text()), Stock: stock, Address: address, Opened: opened,
-		hub: h, out: out, wake: make(chan struct{}, 1), subs: map[string]*Sub{},
+		hub: h, out: out, wake: make(chan struct{}, 1), subs: map[string]*Sub{}, stretch: batch,
 	}
 	ctx, c.end = context.WithCancelCause(ctx)
 	return c, ctx
@@ -250,7 +245,7 @@ func (c *Conn) lag(at int64) {
 
 // pump sends everything, until the client has gone or the connection is closed.
 func (c *Conn) pump(ctx context.Context) error {
-	ticker := time.NewTicker(pingEvery)
+	ticker := time.NewTicker(c.hub.cfg.PingEvery)
 	defer ticker.Stop()
 	failures := 0
 	for {

@@ -37,10 +37,12 @@ var (
 	ErrGone   = &extensions.Code{Name: "live.collection_unknown", Status: http.StatusNotFound, Title: "There is no such collection"}
 )
 
-// Config bounds the memory of a connection.
+// Config bounds what a connection may keep.
 type Config struct {
 	Queue    int // bytes of events that wait for one connection
 	Remember int // records for each subscription whose leaving is noticed
+
+	PingEvery time.Duration // how often a silent connection is tried
 }
 
 // Counters are for metrics.

@@ -32,7 +32,7 @@ const (
 // keep remembers how a record was that others depend on. It runs in the writer.
 func (h *Hub) keep(r *core.Record) {
 	if needed := h.needed.Load(); needed != nil && (*needed)[r.Collection().Id] > 0 {
-		h.before.Keep(r.Original())
+		h.before.Keep(r)
 	}
 }
 

@@ -42,3 +42,17 @@ func Coalesce(list []changes.Change) map[string][]Happened {
 	}
 	return out
 }
+
+// Resets are the collections of which anything may have changed, up to a number.
+func Resets(list []changes.Change, to int64) map[string]bool {
+	var out map[string]bool
+	for _, k := range list {
+		if k.Seq <= to && (k.Action == changes.Reset || k.Action == changes.Gone) {
+			if out == nil {
+				out = map[string]bool{}
+			}
+			out[k.Collection] = true
+		}
+	}
+	return out
+}
