@@ -79,6 +79,17 @@ func (h *Hub) verify(like *http.Request, token string) (*feed.Identity, error) {
 	return nil, errors.New("the credential cannot be verified now: " + http.StatusText(answer.status))
 }
 
+// admit is verify for those who come: a few at a time, so that ten thousand who come back at once leave the machine to
+// others as well.
+func (h *Hub) admit(like *http.Request, token string) (*feed.Identity, error) {
+	h.admitting <- struct{}{}
+	defer func() { <-h.admitting }()
+	return h.verify(like, token)
+}
+
+// admittedAtOnce keeps a few cores busy.
+const admittedAtOnce = 8
+
 // answer is where the router writes what nobody reads.
 type answer struct {
 	header http.Header

@@ -114,7 +114,8 @@ type Hub struct {
 	draining  bool
 	connected sync.WaitGroup
 
-	touched accounts
+	admitting chan struct{} // bounds how many credentials are verified at once
+	touched   accounts
 
 	stop    context.CancelFunc
 	stopped sync.WaitGroup
@@ -127,6 +128,7 @@ func New(cfg Config, log feed.Log, deps Deps) *Hub {
 		cfg: cfg, deps: deps, families: deps.Channels,
 		feed:  feed.New(feed.Config{Queue: int(cfg.Queue), Remember: cfg.Remember, PingEvery: deps.Patience.Ping}, log),
 		users: map[string]map[*feed.Conn]struct{}{}, clients: map[string]*client{},
+		admitting: make(chan struct{}, admittedAtOnce),
 	}
 	h.feed.Redefined = h.touched.collection
 	for _, text := range cfg.Channels {

@@ -139,6 +139,7 @@ func (s *socket) read(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		due.Stop() // how long the answer takes is not the client's fault
 		if !s.allowance() {
 			return feed.End(frame.CloseLimit, "too many frames")
 		}
@@ -203,7 +204,7 @@ func (s *socket) handle(ctx context.Context, f frame.In) error {
 
 // authenticate accepts a credential, the first one or a newer one of the same account.
 func (s *socket) authenticate(ctx context.Context, f frame.In) error {
-	who, err := s.hub.verify(s.Opened, f.Token)
+	who, err := s.hub.admit(s.Opened, f.Token)
 	if errors.Is(err, errRefused) {
 		s.fail(f, ErrAuth, "")
 		return feed.End(frame.CloseAuth, "the credential is not accepted")

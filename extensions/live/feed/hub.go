@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -89,6 +90,13 @@ type Hub struct {
 	done    atomic.Int64                   // everything up to here is in the queues
 	epochOf atomic.Pointer[string]
 }
+
+// wokenAtOnce is how many connections get their turn to send before others do, requests that write among them: a thousand
+// at once would keep those waiting for all.
+const wokenAtOnce = 8
+
+// gather is how long the hub waits for more once something has happened. The request that wrote it is answered meanwhile.
+const gather = 2 * time.Millisecond
 
 // catchingAtOnce is how many connections read the log by themselves at the same time.
 const catchingAtOnce = 8
@@ -304,6 +312,7 @@ func (h *Hub) Run(ctx context.Context) {
 		h.Behind.Store(0)
 		select {
 		case <-changed:
+			pause(ctx, gather)
 		case <-h.kick:
 		case <-ctx.Done():
 		}
@@ -331,9 +340,13 @@ func (h *Hub) send(ctx context.Context, list []changes.Change, from, to changes.
 			r.run(id, what, groups[id])
 		}
 	}
+	woken := 0
 	for c := range r.items {
 		if r.failed[c] == nil {
 			c.enqueue(r.sorted(c), from.Seq, to.Seq)
+			if woken++; woken%wokenAtOnce == 0 {
+				runtime.Gosched()
+			}
 		}
 	}
 	for c := range r.failed {
