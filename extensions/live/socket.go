@@ -17,7 +17,6 @@ import (
 	"github.com/satchelbase/satchel/extensions/live/channel"
 	"github.com/satchelbase/satchel/extensions/live/feed"
 	"github.com/satchelbase/satchel/extensions/live/frame"
-	"github.com/satchelbase/satchel/extensions/live/watch"
 	"github.com/satchelbase/satchel/extensions/rows"
 )
 
@@ -296,10 +295,11 @@ func (s *socket) define(ctx context.Context, f frame.In) (*feed.Sub, *extensions
 	} else if err != nil {
 		return nil, ErrUnavailable, ""
 	}
-	made := &feed.Sub{Name: f.Sub, Watch: watch.Watch{
+	made := &feed.Sub{
+		Name:       f.Sub,
 		Collection: collection.Id, Record: f.Record, Filter: f.Filter, Expand: f.Expand,
 		Query: map[string]string{}, Headers: map[string]string{},
-	}}
+	}
 	if made.Fields, err = rows.ParseFields(f.Fields); err != nil {
 		return nil, ErrFrame, "fields: " + err.Error()
 	}

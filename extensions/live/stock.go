@@ -20,7 +20,6 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/live/feed"
-	"github.com/satchelbase/satchel/extensions/live/watch"
 	"github.com/satchelbase/satchel/extensions/rows"
 )
 
@@ -207,10 +206,11 @@ func (h *Hub) stockSub(c *feed.Conn, topic string, options subscriptions.Subscri
 	if !ok {
 		return nil, false
 	}
-	s := &feed.Sub{Name: topic, Watch: watch.Watch{
+	s := &feed.Sub{
+		Name:       topic,
 		Collection: collection.Id, Record: record, Query: options.Query, Headers: options.Headers,
 		Filter: options.Query["filter"], Expand: options.Query["expand"],
-	}}
+	}
 	if fields, err := rows.ParseFields(options.Query["fields"]); err == nil { // as before, a mistake chooses all
 		s.Fields = fields
 	}

@@ -159,7 +159,7 @@ func (h *Hub) serveShim(e *core.RequestEvent) error {
 	}
 	defer func() { _ = ws.CloseNow() }()
 	event := &core.RealtimeConnectRequestEvent{RequestEvent: e, MaxTimeout: stockLife, IdleTimeout: stockLife}
-	out := &shim{wire: wire{ws: ws, limit: h.deps.Patience.Write}, event: e}
+	out := &shim{ws: ws, limit: h.deps.Patience.Write, event: e}
 	out.owner = func() *client {
 		c, _ := event.Client.(*client)
 		return c

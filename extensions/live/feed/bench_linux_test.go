@@ -17,7 +17,6 @@ import (
 	"github.com/satchelbase/satchel/extensions/changes"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
 	"github.com/satchelbase/satchel/extensions/live/feed"
-	"github.com/satchelbase/satchel/extensions/live/watch"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
 )
@@ -158,7 +157,7 @@ func serve(b *testing.B, app *apptest.App, clog *changes.Log, viewers []*core.Re
 		c, ctx := hub.NewConn(b.Context(), nil, "", false, counted{got})
 		c.Who.Store(&feed.Identity{Auth: v})
 		hub.Enter(c)
-		c.Add(&feed.Sub{Name: "s", Watch: watch.Watch{Collection: things.Id}, At: now.Seq})
+		c.Add(&feed.Sub{Name: "s", Collection: things.Id, At: now.Seq})
 		go c.Talk(ctx)
 	}
 	time.Sleep(2 * time.Second) // until all are live

@@ -32,7 +32,7 @@ type Turn struct {
 // maxLost bounds the pairs of a viewer and a record that are named as lost.
 const maxLost = 5000
 
-// ErrUntold: what the records change cannot be told from them.
+// ErrUntold says that it cannot be told from the records what they change.
 var ErrUntold = errors.New("what other records change cannot be told")
 
 // Turned compares what viewers see through records as they are with what they saw through them as they were. In doubt, as
@@ -236,14 +236,12 @@ func joins(t fexpr.Token) bool {
 
 // fixed reports whether an operand is the same for all records, and there.
 func fixed(t fexpr.Token) bool {
-	switch t.Type {
-	case fexpr.TokenText, fexpr.TokenNumber:
+	if t.Type == fexpr.TokenText || t.Type == fexpr.TokenNumber {
 		return true
-	case fexpr.TokenIdentifier:
-		switch t.Literal {
-		case "@request.auth.id", "@request.auth.collectionId", "@request.auth.collectionName", "@request.auth.verified", mailOperand, "true":
-			return true
-		}
+	}
+	switch t.Literal {
+	case "@request.auth.id", "@request.auth.collectionId", "@request.auth.collectionName", "@request.auth.verified", mailOperand, "true":
+		return t.Type == fexpr.TokenIdentifier
 	}
 	return false
 }
