@@ -60,6 +60,7 @@ func (c *Conn) catchUp(ctx context.Context) error {
 		return c.readLog(ctx, set, placed, at, next, release)
 	}
 	for _, s := range set {
+		c.hub.rules.Moved(c.hub.app, s.Collection, false)
 		c.review(ctx, s, placed[s])
 		if s.doubt {
 			if err := c.settle(ctx, s, placed[s]); err != nil {

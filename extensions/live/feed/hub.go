@@ -75,19 +75,19 @@ type Hub struct {
 	deleted  judge.Graves
 	before   judge.Graves // how records were that others depend on
 	classes  judge.Classes
+	rules    judge.Rules
 	catching chan struct{} // bounds how many connections read the log at once
 
 	mu     sync.RWMutex
 	topics map[string]*topic
-	used   map[*judge.Class]int // live subscriptions
-	live   int                  // subscriptions in topics
-	at     changes.Position     // what the hub has begun to send, or sent
+	uses   judge.Uses
+	live   int              // subscriptions in topics
+	at     changes.Position // what the hub has begun to send, or sent
 	conns  map[*Conn]struct{}
 
-	needed  atomic.Pointer[map[string]int] // collections that used classes depend on, by how many
-	shifts  chan struct{}                  // wakes who compares
-	kick    chan struct{}                  // wakes the loop when there is something to send for
-	done    atomic.Int64                   // everything up to here is in the queues
+	shifts  chan struct{} // wakes who compares
+	kick    chan struct{} // wakes the loop when there is something to send for
+	done    atomic.Int64  // everything up to here is in the queues
 	epochOf atomic.Pointer[string]
 }
 
@@ -105,7 +105,7 @@ const catchingAtOnce = 8
 func New(cfg Config, log Log) *Hub {
 	return &Hub{
 		cfg: cfg, changes: log, Redefined: func(string) {}, topics: map[string]*topic{}, conns: map[*Conn]struct{}{},
-		used: map[*judge.Class]int{}, shifts: make(chan struct{}, 1), kick: make(chan struct{}, 1), catching: make(chan struct{}, catchingAtOnce),
+		shifts: make(chan struct{}, 1), kick: make(chan struct{}, 1), catching: make(chan struct{}, catchingAtOnce),
 	}
 }
 
@@ -225,7 +225,7 @@ func (h *Hub) join(c *Conn, set []*Sub, placed map[*Sub]placement, at int64) boo
 		}
 		s.group = t.add(s, placed[s])
 		s.was, s.missed = s.group.key, judge.Shifts{}
-		h.use(s.group.class, 1)
+		h.uses.Come(s.group.class)
 		h.live++
 	}
 	select {
@@ -253,7 +253,7 @@ func (h *Hub) leave(set []*Sub, then func(*Sub)) {
 			continue
 		}
 		t.remove(s, g)
-		h.use(g.class, -1)
+		h.uses.Go(g.class)
 		h.live--
 		if len(t.all) == 0 && len(t.byRecord) == 0 {
 			delete(h.topics, s.Collection)
@@ -385,10 +385,14 @@ func (h *Hub) concerned(id string, what []judge.Happened) []*group {
 // redefined follows a change of a collection: its rules, its fields, or all of it. Questions may read it, too.
 func (h *Hub) redefined(k changes.Change) {
 	h.classes.Clear()
+	moved := h.rules.Moved(h.app, k.Collection, true)
 	for _, c := range h.Conns() {
 		var hit []*Sub
 		c.mu.Lock()
 		for _, s := range c.subs {
+			if moved && s.Collection == k.Collection && s.group != nil && s.At < k.Seq {
+				s.redefined = true // it may have begun with the new rules already
+			}
 			if s.Collection == k.Collection && k.Action != changes.Schema && s.group != nil && s.At < k.Seq {
 				hit = append(hit, s)
 			}

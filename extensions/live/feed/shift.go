@@ -21,8 +21,8 @@ const (
 	// compareWithin bounds one comparison. Beyond it, all are told to list anew.
 	compareWithin = 2 * time.Second
 
-	// comparePause is how many times its own duration a comparison waits for the next one of its class: it takes at most a
-	// twentieth of one core.
+	// comparePause is how many times its own duration a comparison waits for the next one of its class. One takes at most a
+	// twentieth of one core, all together a half.
 	comparePause = 20
 
 	// recheckPairs is how many viewers and records one question is about; a pair takes some microseconds.
@@ -31,52 +31,24 @@ const (
 
 // keep remembers how a record was that others depend on. It runs in the writer.
 func (h *Hub) keep(r *core.Record) {
-	if needed := h.needed.Load(); needed != nil && (*needed)[r.Collection().Id] > 0 {
+	if h.uses.Needs(r.Collection().Id) {
 		h.before.Keep(r)
 	}
 }
 
-// use counts the live subscriptions of classes, so that what these depend on is known. The lock is held.
-func (h *Hub) use(k *judge.Class, n int) {
-	if k == nil {
-		return
-	}
-	if n > 0 {
-		k.Listed()
-	}
-	if h.used[k] += n; h.used[k] > n && h.used[k] > 0 {
-		return // there are others
-	}
-	if h.used[k] == 0 {
-		k.Left()
-		delete(h.used, k)
-	}
-	needed := map[string]int{}
-	for k := range h.used {
-		for _, id := range k.Watches {
-			needed[id]++
-		}
-	}
-	h.needed.Store(&needed)
-}
-
 // depend notes for which classes something has changed that their rules read.
 func (h *Hub) depend(what map[string][]judge.Happened) {
-	needed := h.needed.Load()
-	if needed == nil {
-		return
-	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for id, list := range what {
-		if (*needed)[id] == 0 {
+		if !h.uses.Needs(id) {
 			continue
 		}
 		images := make([]*core.Record, len(list))
 		for i, k := range list {
 			images[i] = h.before.Take(id, k.Record)
 		}
-		for k := range h.used {
+		for k := range h.uses.All() {
 			if slices.Contains(k.Watches, id) {
 				for i := range list {
 					k.Shift(list[i].Change, images[i])
@@ -92,19 +64,17 @@ func (h *Hub) depend(what map[string][]judge.Happened) {
 
 // compare tells viewers what other records have changed for them, until ctx ends.
 func (h *Hub) compare(ctx context.Context) {
-	ticker := time.NewTicker(compareEvery)
-	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-h.shifts:
 		}
-		for h.compareDue(ctx) {
-			select {
-			case <-ctx.Done():
+		for more := true; more; {
+			start := time.Now()
+			more = h.compareDue(ctx)
+			if !pause(ctx, max(compareEvery, time.Since(start))) {
 				return
-			case <-ticker.C:
 			}
 		}
 	}
@@ -116,7 +86,7 @@ func (h *Hub) compareDue(ctx context.Context) bool {
 	more := false
 	due := map[*judge.Class][]*judge.Shifts{}
 	h.mu.Lock()
-	for k := range h.used {
+	for k := range h.uses.All() {
 		switch {
 		case len(k.Shifted) == 0:
 		case now.Before(k.Next):

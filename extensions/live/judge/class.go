@@ -178,12 +178,6 @@ func (c *Class) Shift(k changes.Change, was *core.Record) {
 	c.Shifted[len(c.Shifted)-1].Add(k, was)
 }
 
-// Listed notes that a viewer has come, who knows the present state: what changes from now on is compared with that.
-func (c *Class) Listed() { c.listed = true }
-
-// Left notes that there is no viewer any more.
-func (c *Class) Left() { c.Shifted = nil }
-
 // Turned says what that has changed for viewers; see [Question.Turned].
 func (c *Class) Turned(ctx context.Context, app core.App, s *Shifts, viewers []string) ([]Turn, error) {
 	if s.count > maxShift {
