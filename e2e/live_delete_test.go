@@ -47,7 +47,8 @@ func TestDeletedAccountIsTold(t *testing.T) {
 		s.do(t, request{Method: http.MethodPost, Path: "/api/collections", Token: admin, JSON: map[string]any{
 			"name": name, "type": "base", "listRule": rule, "createRule": `@request.auth.id != ""`, "fields": []map[string]any{
 				{"name": "author", "type": "relation", "collectionId": "_pb_users_auth_", "maxSelect": 1, "cascadeDelete": true},
-				{"name": "open", "type": "bool"}, {"name": "text", "type": "text"},
+				{"name": "open", "type": "bool"},
+				{"name": "text", "type": "text"},
 			},
 		}}).assertStatus(t, http.StatusOK)
 	}
