@@ -34,6 +34,7 @@ const (
 	WriterAlone Metric = "writerAloneMs"      // p50 of a create without subscribers
 	Writer      Metric = "writerMs"           // p50 of a create with subscribers
 	PerClient   Metric = "kilobytesPerClient" // resident
+	Seconds     Metric = "seconds"            // until the last one was served
 	ReadAlone   Metric = "p99AloneMs"         // p99 of a read without logins
 	ReadLogins  Metric = "p99WithLoginsMs"    // p99 of a read while others log in
 	Logins      Metric = "loginsPerSecond"    //
@@ -66,6 +67,8 @@ func (m Metric) title() (name string, digits int) {
 		return "writer p50 ms", 2
 	case PerClient:
 		return "KiB per subscriber", 0
+	case Seconds:
+		return "s for all", 1
 	case ReadAlone:
 		return "get p99 ms, no logins", 2
 	case ReadLogins:
