@@ -213,7 +213,7 @@ func (l *Log) Extension() extensions.Extension {
 		Name:       "changes",
 		Settings:   l.cfg,
 		Tables:     Tables(),
-		Migrations: []extensions.Migration{capture.Migration(), capture.Covering()},
+		Migrations: []extensions.Migration{capture.Migration(l.excluded), capture.Covering()},
 		Bind:       l.bind,
 		Serve:      func(_ *extensions.Host, e *core.ServeEvent) error { return l.open(e.App) },
 		Start:      l.start,

@@ -176,6 +176,6 @@ func TestFill(t *testing.T) {
 func TestMigrationDown(t *testing.T) {
 	f := start(t, defaults())
 	f.quiet()
-	f.must(capture.Migration().Down(f.App))
+	f.must(capture.Migration(nil).Down(f.App))
 	f.note("a", "") // no trigger is left that would fail
 }

@@ -65,10 +65,17 @@ func schema() []string {
 	}
 }
 
-// Migration makes the tables; on the way down the triggers go first, or every write would fail.
-func Migration() extensions.Migration {
+// Migration makes the tables and captures the collections that are there; [Bind] follows what comes later. On the way
+// down the triggers go first, or every write would fail.
+func Migration(excluded Excluded) extensions.Migration {
 	m := extensions.Tables(1795480000, "create", schema(), Tables()...)
-	down := m.Down
+	up, down := m.Up, m.Down
+	m.Up = func(app core.App) error {
+		if err := up(app); err != nil {
+			return err
+		}
+		return Sync(app, excluded)
+	}
 	m.Down = func(app core.App) error {
 		triggers, err := StoredTriggers(app.NonconcurrentDB())
 		if err != nil {
