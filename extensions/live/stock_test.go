@@ -324,6 +324,24 @@ func TestRestartClosesConnections(t *testing.T) {
 	}
 }
 
+// A client whose subscriptions are compared when the server has stopped, because a hook or a late timer says so, asks
+// nothing of a database that is closed.
+func TestSubscriptionsAfterTheEnd(t *testing.T) {
+	s := start(t)
+	st := s.stream("/api/realtime")
+	s.subscribe(st, "", "posts/*", "chat")
+	client, err := s.SubscriptionsBroker().ClientById(st.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.down()
+	client.Unsubscribe("chat")
+	client.Subscribe("posts/*", "notes/*")
+	if n := s.metric(t, "satchel_live_subscriptions_count"); n != 0 {
+		t.Errorf("%v subscriptions have begun", n)
+	}
+}
+
 // A client that is told twice at the same time what it subscribes to goes on from where it was.
 func TestSubscribingTwiceLosesNothing(t *testing.T) {
 	s := start(t)
