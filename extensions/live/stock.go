@@ -35,6 +35,7 @@ type client struct {
 	hub  *Hub
 
 	settling sync.Mutex // held while the subscriptions are compared, or one of two would begin anew, and later
+	left     bool       // guarded by settling
 
 	mu        sync.Mutex
 	pins      int  // requests that look for it
@@ -102,6 +103,9 @@ func (c *client) Discard() {
 func (c *client) settle() {
 	c.settling.Lock()
 	defer c.settling.Unlock()
+	if c.left {
+		return // the database may be closed already
+	}
 	h := c.hub
 	topics := c.DefaultClient.Subscriptions()
 	custom := false
@@ -168,8 +172,11 @@ func (c *client) list(pin int) {
 	c.listed = want
 }
 
-// leave takes the client out for good.
+// leave takes the client out for good. Nothing of it asks the database afterwards.
 func (c *client) leave() {
+	c.settling.Lock()
+	c.left = true
+	c.settling.Unlock()
 	c.mu.Lock()
 	c.gone = true
 	c.mu.Unlock()

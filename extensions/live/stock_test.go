@@ -1,10 +1,12 @@
 package live_test
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strings"
 	"sync"
@@ -321,6 +323,63 @@ func TestRestartClosesConnections(t *testing.T) {
 	case <-st.closed:
 	case <-time.After(patience):
 		t.Error("the stream is still open")
+	}
+}
+
+// The connection of a stream that the server has ended serves the client's next request, however long that takes.
+func TestConnectionAfterStream(t *testing.T) {
+	s := start(t)
+	s.OnRecordCreateRequest("posts").BindFunc(func(e *core.RecordRequestEvent) error {
+		time.Sleep(1200 * time.Millisecond) // longer than a client may hinder the end of its stream
+		return e.Next()
+	})
+	only := &http.Client{Transport: &http.Transport{MaxConnsPerHost: 1}}
+	resp, err := only.Get(s.addr + "/api/realtime")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	lines := bufio.NewScanner(resp.Body)
+	id := ""
+	for id == "" && lines.Scan() {
+		_, id, _ = strings.Cut(lines.Text(), "id:")
+	}
+	s.subscribe(&stream{id: id}, "", "chat")
+	s.SubscriptionsBroker().Unregister(id)
+	for lines.Scan() { // to the end
+	}
+	reused := false
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { reused = i.Reused }})
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.addr+"/api/collections/posts/records", strings.NewReader(`{"title":"next"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	next, err := only.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer next.Body.Close()
+	if next.StatusCode != http.StatusOK || !reused {
+		t.Errorf("%s, on the same connection: %v", next.Status, reused)
+	}
+}
+
+// A client whose subscriptions are compared when the server has stopped, because a hook or a late timer says so, asks
+// nothing of a database that is closed.
+func TestSubscriptionsAfterTheEnd(t *testing.T) {
+	s := start(t)
+	st := s.stream("/api/realtime")
+	s.subscribe(st, "", "posts/*", "chat")
+	client, err := s.SubscriptionsBroker().ClientById(st.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.down()
+	client.Unsubscribe("chat")
+	client.Subscribe("posts/*", "notes/*")
+	if n := s.metric(t, "satchel_live_subscriptions_count"); n != 0 {
+		t.Errorf("%v subscriptions have begun", n)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coder/websocket"
@@ -47,6 +48,9 @@ func told(b *feed.Body) bool { return b.Action != "" }
 type stream struct {
 	event  *core.RequestEvent
 	client *client
+
+	mu    sync.Mutex
+	ended bool
 }
 
 func (s *stream) Events(ctx context.Context, items []feed.Item) error {
@@ -106,13 +110,22 @@ func (s *stream) Ping(context.Context) error {
 	})
 }
 
-// cut ends a write that waits for the client.
+// Cut ends a write that waits for the client. When the stream has ended, the connection belongs to the client's next
+// request, which must not suffer for it.
 func (s *stream) Cut() {
-	_ = http.NewResponseController(s.event.Response).SetWriteDeadline(time.Now())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.ended {
+		_ = http.NewResponseController(s.event.Response).SetWriteDeadline(time.Now())
+	}
 }
 
-// close lets the request end, which ends the stream.
-func (s *stream) Close(int, string) {}
+// Close lets the request end, which ends the stream.
+func (s *stream) Close(int, string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = true
+}
 
 // shim sends the messages of the stock contract over a WebSocket: {"event","id","data"} each.
 type shim struct {
