@@ -194,6 +194,24 @@ func (d *Device) Known(ctx context.Context, src Source, cursor Cursor) (bool, er
 	return r != nil && r.epoch == now.Epoch && !r.stale(now), nil
 }
 
+// Held tells what the device has at the cursor: under which state of its fields each collection was sent, by its key, empty
+// for one whose rows are of several states, and whether all that the run had queued was served. It is nil for a cursor that
+// cannot be continued.
+func (d *Device) Held(ctx context.Context, src Source, cursor Cursor) (schemas map[string]string, end bool, err error) {
+	known, err := d.Known(ctx, src, cursor)
+	if err != nil || !known {
+		return nil, false, err
+	}
+	r := d.find(cursor)
+	schemas = make(map[string]string, len(r.parts))
+	for _, p := range r.parts {
+		if !slices.Contains(r.dropped, p.Key) {
+			schemas[p.Key] = p.Schema
+		}
+	}
+	return schemas, cursor.At >= r.length(), nil
+}
+
 // Forget drops what is known of the device.
 func (d *Device) Forget(ctx context.Context) error {
 	for _, r := range slices.Clone(d.runs) {
