@@ -67,7 +67,6 @@ type faults struct {
 	merge     bool // watermelon: rows that have changed since the pull are merged
 	lastWrite bool // rxdb: the later of two writes to a field wins
 	noGhost   bool // rxdb: a document of another version than its base is believed
-	silent    bool // rxdb: what has become of a document is not told when it differs
 }
 
 // wholes is how many devices may be told everything in one answer at the same time.

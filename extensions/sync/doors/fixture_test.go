@@ -173,7 +173,7 @@ func (p phone) listed() map[string]json.RawMessage {
 	return out
 }
 
-// melonRow is a row of WatermelonDB: what it knows of it, and what of it was not pushed.
+// localRow is a row of WatermelonDB: what it knows of it, and what of it was not pushed.
 type localRow struct {
 	fields           row
 	changed          map[string]bool
@@ -370,6 +370,7 @@ type docs struct {
 
 type localDoc struct {
 	now, master row // master is nil for a document that was never pushed or pulled
+	before      row // what was pulled before now
 	dirty       bool
 }
 
@@ -430,7 +431,14 @@ func (d *docs) take(in row) {
 	case !r.dirty && isGone(in):
 		delete(d.rows, id)
 	case !r.dirty:
-		r.now, r.master = in, in
+		r.before, r.now, r.master = r.now, in, in
+	}
+}
+
+// haunt makes the client push an older state that it has pulled, against its newer base, as RxDB does now and then.
+func (d *docs) haunt(id string) {
+	if r := d.rows[id]; r != nil && r.before != nil && !r.dirty {
+		r.now, r.dirty = r.before, true
 	}
 }
 

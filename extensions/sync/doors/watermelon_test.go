@@ -1,0 +1,307 @@
+package doors
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/internal/apptest"
+)
+
+// WatermelonDB makes empty values of what its columns cannot hold, without a word.
+func TestColumns(t *testing.T) {
+	f := start(t)
+	u, token := f.User(t, "ann@example.test")
+	f.record("notes", map[string]any{
+		"id": id("n"), "owner": u.Id, "title": "a <b> & c", "likes": 3, "done": true, "due": "2026-01-02 03:04:05.678Z", "secret": "x",
+		"extra": map[string]any{"a": []int{1}}, "tags": []string{"a", "b"}, "place": map[string]any{"lon": 1.5, "lat": 2},
+	})
+	m := f.melon(u, token, "m0")
+	if !m.sync() {
+		t.Fatal("no sync")
+	}
+	got := m.rows[id("n")].fields
+	for name, want := range map[string]any{
+		"title": "a <b> & c", "likes": 3.0, "done": true, "due": 1767323045678.0, "extra": `{"a":[1]}`, "tags": `["a","b"]`,
+		"place": `{"lon":1.5,"lat":2}`, "owner": u.Id, "parent": "",
+	} {
+		if got[name] != want {
+			t.Errorf("%s is %v, not %v", name, got[name], want)
+		}
+	}
+	for _, name := range []string{"secret", "collectionId", "collectionName", "v", "expand"} {
+		if _, ok := got[name]; ok {
+			t.Errorf("the row has %s", name)
+		}
+	}
+	if updated, ok := got["updated"].(float64); !ok || updated < 1767323045678 {
+		t.Errorf("updated is %v", got["updated"])
+	}
+	m.set(id("n"), "due", 1767323045679.0)
+	m.set(id("n"), "tags", `["c"]`)
+	m.set(id("n"), "extra", `[2]`)
+	m.set(id("n"), "updated", 5.0)        // what the client sets itself
+	m.rows[id("n")].fields["likes"] = 0.0 // not edited: a column of a type that cannot hold the value
+	m.create(id("new"), row{"owner": u.Id, "title": "new", "due": 0.0, "tags": "", "extra": "", "place": nil, "likes": nil, "local": 7})
+	if !m.sync() || len(m.rejected) > 0 {
+		t.Fatalf("not synced: %v", m.rejected)
+	}
+	r, err := f.FindRecordById("notes", id("n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.GetString("due") != "2026-01-02 03:04:05.679Z" || fmt.Sprint(r.GetStringSlice("tags")) != "[c]" || r.GetString("extra") != "[2]" || r.GetInt("likes") != 3 {
+		t.Errorf("the record is %v", r.PublicExport())
+	}
+	if r, err = f.FindRecordById("notes", id("new")); err != nil || !r.GetDateTime("due").IsZero() || len(r.GetStringSlice("tags")) > 0 {
+		t.Errorf("the new record is %v, %v", r, err)
+	}
+	m.set(id("n"), "due", nil)
+	m.sync()
+	if r, err = f.FindRecordById("notes", id("n")); err != nil || !r.GetDateTime("due").IsZero() {
+		t.Errorf("the date is still %v, %v", r.GetDateTime("due"), err)
+	}
+}
+
+// Timestamps are positive from the beginning, or the first change would be lost.
+func TestTimestamps(t *testing.T) {
+	f := start(t)
+	u, token := f.User(t, "ann@example.test")
+	p := f.phone(u, token, "m0")
+	first := into[pulled](t, f.call(p, http.MethodGet, "watermelon?collections=notes&lastPulledAt=null&schemaVersion=1&migration=null", nil))
+	if first.Timestamp < 1<<atBits || first.Timestamp > 1<<53 || first.Strategy.Override["notes"] != "replacement" || first.Changes["notes"].Updated == nil {
+		t.Fatalf("first answer: %+v", first)
+	}
+	f.record("notes", map[string]any{"owner": u.Id, "title": "one"})
+	path := "watermelon?last_pulled_at=" + strconv.FormatInt(first.Timestamp, 10) + "&schema_version=1&migration=null&collections=notes"
+	second := into[pulled](t, f.call(p, http.MethodGet, path, nil))
+	if len(second.Changes["notes"].Updated) != 1 || second.Strategy != nil || second.Timestamp <= first.Timestamp {
+		t.Errorf("second answer: %+v", second)
+	}
+	again := into[pulled](t, f.call(p, http.MethodGet, strings.Replace(path, strconv.FormatInt(first.Timestamp, 10), strconv.FormatInt(second.Timestamp, 10), 1), nil))
+	if len(again.Changes) != 0 || again.Timestamp != second.Timestamp {
+		t.Errorf("third answer: %+v", again)
+	}
+	unknown := into[pulled](t, f.call(p, http.MethodGet, "watermelon?collections=notes,nowhere&lastPulledAt=1", nil))
+	if unknown.Strategy.Override["notes"] != "replacement" || unknown.Strategy.Override["nowhere"] != "replacement" || len(unknown.Changes["notes"].Updated) != 1 {
+		t.Errorf("answer to an unknown timestamp: %+v", unknown)
+	}
+}
+
+// The example of WatermelonDB's documentation puts the timestamp into the address, and the changes alone into the body.
+func TestDocumentedForm(t *testing.T) {
+	f := start(t)
+	u, token := f.User(t, "ann@example.test")
+	p := f.phone(u, token, "m0")
+	got := into[pulled](t, f.call(p, http.MethodGet, "watermelon", nil))
+	if _, ok := got.Changes["notes"]; !ok {
+		t.Errorf("all collections: %+v", got)
+	}
+	changes := map[string]any{"notes": map[string]any{"created": []row{{"id": id("n"), "owner": u.Id, "title": "x"}}, "updated": []row{}, "deleted": []string{}}}
+	resp := f.call(p, http.MethodPost, "watermelon?last_pulled_at="+strconv.FormatInt(got.Timestamp, 10), changes)
+	if resp.Status != http.StatusOK {
+		t.Fatalf("%d %s", resp.Status, resp.Body)
+	}
+	if _, err := f.FindRecordById("notes", id("n")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestMelonConflicts(t *testing.T) {
+	f := start(t)
+	u, token := f.User(t, "ann@example.test")
+	note := f.record("notes", map[string]any{"owner": u.Id, "title": "one", "body": "one"})
+	a := f.melon(u, token, "m0")
+	a.sync()
+	a.set(note.Id, "title", "mine")
+	a.pull("")
+	f.edit("notes", note.Id, map[string]any{"body": "theirs"})
+	if resp, _ := a.push(); resp.Status != http.StatusConflict || resp.Code() != "sync.pull_required" || !strings.Contains(string(resp.Body), "notes."+note.Id) {
+		t.Fatalf("%d %s", resp.Status, resp.Body)
+	}
+	if !a.sync() {
+		t.Fatal("no sync")
+	}
+	r, err := f.FindRecordById("notes", note.Id)
+	if err != nil || r.GetString("title") != "mine" || r.GetString("body") != "theirs" || a.rows[note.Id].fields["body"] != "theirs" {
+		t.Errorf("%v, %v", r.PublicExport(), err)
+	}
+	a.last = 5 // of a view that the server does not know
+	a.set(note.Id, "title", "later")
+	if resp, _ := a.push(); resp.Status != http.StatusConflict {
+		t.Errorf("%d %s", resp.Status, resp.Body)
+	}
+}
+
+// Refused rows are taken for pushed, so that the client does not push them for ever, and the next pull puts them right.
+func TestMelonRefusals(t *testing.T) {
+	f := start(t)
+	u, token := f.User(t, "ann@example.test")
+	other, _ := f.User(t, "bob@example.test")
+	team := f.record("teams", map[string]any{"name": "t"})
+	f.record("members", map[string]any{"user": u.Id, "team": team.Id})
+	theirs := f.record("notes", map[string]any{"owner": other.Id, "team": team.Id, "title": "theirs"})
+	mine := f.record("notes", map[string]any{"owner": u.Id, "title": "mine"})
+	m := f.melon(u, token, "m0")
+	m.sync()
+	m.remove(theirs.Id)                                                         // only the owner may
+	m.set(mine.Id, "title", strings.Repeat("x", 60))                            // too long
+	m.create(id("n"), row{"owner": other.Id, "title": "in another's name"})     // not allowed
+	m.create("UPPER-and-short", row{"owner": u.Id, "title": "an id like none"}) // not of the form
+	m.create(id("good"), row{"owner": u.Id, "title": "good"})
+	if !m.sync() {
+		t.Fatal("no sync")
+	}
+	got := map[string]string{}
+	for _, r := range m.rejected {
+		got[r.ID] = r.Op + " " + r.Status
+	}
+	want := map[string]string{theirs.Id: "delete denied", mine.Id: "update invalid", id("n"): "create denied", "UPPER-and-short": "create invalid"}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("rejected: %v, not %v", got, want)
+	}
+	if !m.sync() || len(m.all()) != 3 || m.rows[theirs.Id] == nil || m.rows[mine.Id].fields["title"] != "mine" || m.rows[id("good")] == nil {
+		t.Errorf("the device has %v", m.all())
+	}
+}
+
+// Rows come in no order, and references in circles are possible on a device.
+func TestMelonOrder(t *testing.T) {
+	f := start(t)
+	u, token := f.User(t, "ann@example.test")
+	parent, ok := f.notes.Fields.GetByName("parent").(*core.RelationField)
+	if !ok {
+		t.Fatal("no field")
+	}
+	m := f.melon(u, token, "m0")
+	m.sync()
+	for i, name := range []string{"a", "b", "c", "d"} { // each needs the next, in an order that is the wrong one
+		fields := row{"owner": u.Id, "title": name}
+		if i < 3 {
+			fields["parent"] = id([]string{"a", "b", "c", "d"}[i+1])
+		}
+		m.create(id(name), fields)
+	}
+	m.create(id("x"), row{"owner": u.Id, "title": "x", "parent": id("y")})
+	m.create(id("y"), row{"owner": u.Id, "title": "y", "parent": id("x")})
+	m.create(id("z"), row{"owner": u.Id, "title": "z", "parent": id("z")})
+	if !m.sync() || len(m.rejected) > 0 {
+		t.Fatalf("rejected: %v", m.rejected)
+	}
+	for child, want := range map[string]string{"a": "b", "c": "d", "x": "y", "y": "x", "z": "z"} {
+		if r, err := f.FindRecordById("notes", id(child)); err != nil || r.GetString("parent") != id(want) {
+			t.Errorf("%s refers to %v, %v", child, r, err)
+		}
+	}
+	for _, name := range []string{"x", "y", "z"} {
+		m.remove(id(name))
+	}
+	m.sync()
+	parent.Required = true // now whoever is referred to must go last
+	f.save(f.notes)
+	for _, name := range []string{"a", "b", "c"} {
+		m.remove(id(name))
+	}
+	if !m.sync() || len(m.rejected) > 0 {
+		t.Errorf("rejected: %v", m.rejected)
+	}
+}
+
+// An update of the app that has added a column gets the rows of that table again, and of no other.
+func TestMigration(t *testing.T) {
+	f := start(t)
+	u, token := f.User(t, "ann@example.test")
+	f.record("notes", map[string]any{"owner": u.Id, "title": "n"})
+	f.record("teams", map[string]any{"name": "t"})
+	p := f.phone(u, token, "m0")
+	ask := func(last int64, extra string) pulled {
+		t.Helper()
+		return into[pulled](t, f.call(p, http.MethodGet, fmt.Sprintf("watermelon?collections=notes,teams&lastPulledAt=%d%s", last, extra), nil))
+	}
+	first := ask(0, "")
+	migration := "&schemaVersion=2&migration=" + url.QueryEscape(`{"from":1,"tables":[],"columns":[{"table":"notes","columns":["body"]}]}`)
+	for range 2 { // the answer may be lost
+		if got := ask(first.Timestamp, migration); len(got.Changes["notes"].Updated) != 1 || len(got.Changes["teams"].Updated) != 0 || got.Strategy != nil {
+			t.Errorf("after the migration: %+v", got)
+		}
+	}
+	second := ask(first.Timestamp, migration)
+	if got := ask(second.Timestamp, "&schemaVersion=2&migration=null"); len(got.Changes) != 0 {
+		t.Errorf("and again: %+v", got)
+	}
+	added := "&schemaVersion=3&migration=" + url.QueryEscape(`{"from":2,"tables":["teams"],"columns":[]}`)
+	third := ask(second.Timestamp, added)
+	if len(third.Changes["notes"].Updated) != 0 || len(third.Changes["teams"].Updated) != 1 {
+		t.Errorf("with another table: %+v", third)
+	}
+	if got := ask(third.Timestamp, ""); len(got.Changes) != 0 {
+		t.Errorf("and again: %+v", got)
+	}
+}
+
+// What the client has of other tables than the server's does not hold up the rest.
+func TestMelonForeignTables(t *testing.T) {
+	f := start(t)
+	u, token := f.User(t, "ann@example.test")
+	p := f.phone(u, token, "m0")
+	first := into[pulled](t, f.call(p, http.MethodGet, "watermelon?collections=notes", nil))
+	table := func(rows ...row) map[string]any {
+		return map[string]any{"created": rows, "updated": []row{}, "deleted": []string{}}
+	}
+	body := map[string]any{"lastPulledAt": first.Timestamp, "changes": map[string]any{
+		"settings": table(row{"id": "x"}), "_superusers": table(row{"id": "x"}), "empty": table(),
+		"notes": table(row{"id": id("n"), "owner": u.Id, "title": "n"}, row{"title": "no id"}),
+	}}
+	got := into[struct{ Rejected []rejection }](t, f.call(p, http.MethodPost, "watermelon", body))
+	raw, _ := json.Marshal(got.Rejected)
+	if len(got.Rejected) != 3 || !strings.Contains(string(raw), "settings") || !strings.Contains(string(raw), "_superusers") || !strings.Contains(string(raw), "sync.change_invalid") {
+		t.Errorf("rejected: %s", raw)
+	}
+	if _, err := f.FindRecordById("notes", id("n")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRefusedRequests(t *testing.T) {
+	signedIn := func(t testing.TB, app *apptest.App, r *apptest.Request) {
+		_, r.Token = app.User(t, "ann@example.test")
+		r.Header = map[string]string{"X-Device-Id": "d0-0123456789abcdef"}
+	}
+	get := func(path string) apptest.Request { return apptest.Request{Path: "/api/v1/sync/" + path} }
+	post := func(path string, body any) apptest.Request {
+		return apptest.Request{Method: http.MethodPost, Path: "/api/v1/sync/" + path, Body: body}
+	}
+	many := ""
+	for i := range 101 {
+		many += fmt.Sprintf("t%d,", i)
+	}
+	apptest.Run(t, func(t testing.TB) *apptest.App { return start(t).App }, []apptest.Scenario{
+		{Name: "guest", Request: get("watermelon"), Status: 401},
+		{Name: "guest of the other door", Request: get("rxdb/notes"), Status: 401},
+		{Name: "no device", Request: get("watermelon"), Status: 400, Code: "sync.device_required", Before: func(t testing.TB, app *apptest.App, r *apptest.Request) {
+			_, r.Token = app.User(t, "ann@example.test")
+		}},
+		{Name: "superuser", Request: get("rxdb/notes"), Status: 403, Code: "sync.superuser_unsupported", Before: func(t testing.TB, app *apptest.App, r *apptest.Request) {
+			_, r.Token = app.Superuser(t)
+		}},
+		{Name: "no number", Request: get("watermelon?lastPulledAt=x"), Status: 400, Before: signedIn},
+		{Name: "negative", Request: get("watermelon?lastPulledAt=-1"), Status: 400, Before: signedIn},
+		{Name: "no migration", Request: get("watermelon?migration=x"), Status: 400, Before: signedIn},
+		{Name: "many collections", Request: get("watermelon?collections=" + many), Status: 400, Before: signedIn},
+		{Name: "own collections", Request: get("watermelon?collections=_superusers"), Status: 400, Code: "sync.collection_unsupported", Before: signedIn},
+		{Name: "push without a pull", Request: post("watermelon", row{"changes": row{}, "lastPulledAt": nil}), Status: 400, Before: signedIn},
+		{Name: "no changes", Request: post("watermelon", `{"changes":7}`), Status: 400, Before: signedIn},
+		{Name: "no collection", Request: get("rxdb/nowhere"), Status: 404, Before: signedIn},
+		{Name: "push to no collection", Request: post("rxdb/nowhere", `[]`), Status: 404, Before: signedIn},
+		{Name: "large pages", Request: get("rxdb/notes?limit=1001"), Status: 400, Before: signedIn},
+		{Name: "no documents", Request: post("rxdb/notes", `{}`), Status: 400, Before: signedIn},
+		{Name: "no checkpoint", Request: get("rxdb/notes?checkpoint=null&limit=10"), Status: 200, Before: signedIn, Contains: []string{`"documents":[]`, `"checkpoint":{"c":"`}},
+		{Name: "unknown checkpoint", Request: get("rxdb/notes?checkpoint=%7B%22c%22%3A%22x%22%7D"), Status: 410, Code: "sync.checkpoint_unknown", Before: signedIn},
+	})
+}
