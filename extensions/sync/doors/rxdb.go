@@ -88,14 +88,16 @@ func (d *doors) rxPull(e *core.RequestEvent) error {
 	if given && len(page.Reset) > 0 {
 		return api.Fail(ErrCheckpoint, "the collection is another one now")
 	}
-	documents, err := rxDocuments(nil, page)
-	for err == nil && given && !page.More && len(page.Deltas) > 0 && len(documents) < limit {
+	documents, used, err := rxDocuments(nil, page)
+	for err == nil && given && len(page.Deltas) > 0 && len(documents) < limit && used < rxBytes/2 {
 		// It ended what an earlier request has begun. The client believes that it has all that there was when it asked.
 		page, err = d.sync.Pull(e, v.device, v.src, view.Request{
-			Cursor: page.Cursor, Collections: []string{name}, Limit: limit - len(documents), Bytes: rxBytes,
+			Cursor: page.Cursor, Collections: []string{name}, Limit: limit - len(documents), Bytes: rxBytes - used,
 		})
 		if err == nil {
-			documents, err = rxDocuments(documents, page)
+			var more int
+			documents, more, err = rxDocuments(documents, page)
+			used += more
 		}
 	}
 	if err != nil {
@@ -108,21 +110,22 @@ func (d *doors) rxPull(e *core.RequestEvent) error {
 	return answer(e, body)
 }
 
-// rxDocuments adds what a page brings, as the client wants it.
-func rxDocuments(documents []json.RawMessage, page *view.Page) ([]json.RawMessage, error) {
+// rxDocuments adds what a page brings, as the client wants it, and returns the bytes of it.
+func rxDocuments(documents []json.RawMessage, page *view.Page) (all []json.RawMessage, bytes int, err error) {
 	for _, delta := range page.Deltas {
 		for _, row := range delta.Upserts {
 			doc, err := rxDocument(row.Body, row.Version)
 			if err != nil {
-				return nil, err
+				return nil, 0, err
 			}
 			documents = append(documents, doc)
+			bytes += len(row.Body)
 		}
 		for _, id := range delta.Removes {
 			documents = append(documents, removed(id))
 		}
 	}
-	return documents, nil
+	return documents, bytes, nil
 }
 
 // filled makes a page full that ended by its bytes, because the client would take it for the last. It reads a document

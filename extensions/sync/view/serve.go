@@ -180,6 +180,11 @@ func (p *pull) finish(r *run, at int) {
 			p.page.More = true // asked for in the middle of a run: the next one begins with it
 		}
 	}
+	for _, part := range r.parts {
+		if part.h < p.now.Seq && p.wants(part.Key) {
+			p.page.More = true // something has happened since the run was made, and a client stops when there is no more
+		}
+	}
 	if p.page.More {
 		return
 	}
