@@ -59,6 +59,7 @@ type doors struct {
 	whole   chan struct{} // slots for pulls of everything in one answer
 	waiting *waiting
 	now     func() time.Time
+	rxBytes int // where a page ends
 	faults  faults
 }
 
@@ -76,7 +77,7 @@ const wholes = 2
 func Open(s *sync.Sync) extensions.Extension { return open(s).extend(s.Extension()) }
 
 func open(s *sync.Sync) *doors {
-	return &doors{sync: s, whole: make(chan struct{}, wholes), waiting: newWaiting(), now: time.Now}
+	return &doors{sync: s, whole: make(chan struct{}, wholes), waiting: newWaiting(), now: time.Now, rxBytes: rxBytes}
 }
 
 func (d *doors) extend(x extensions.Extension) extensions.Extension {

@@ -78,7 +78,7 @@ func (d *doors) rxPull(e *core.RequestEvent) error {
 			return api.Fail(ErrCheckpoint, "")
 		}
 	}
-	page, err := d.sync.Pull(e, v.device, v.src, view.Request{Cursor: cursor, Collections: []string{name}, Limit: limit, Bytes: rxBytes})
+	page, err := d.sync.Pull(e, v.device, v.src, view.Request{Cursor: cursor, Collections: []string{name}, Limit: limit, Bytes: d.rxBytes})
 	if err != nil {
 		return err
 	}
@@ -89,10 +89,10 @@ func (d *doors) rxPull(e *core.RequestEvent) error {
 		return api.Fail(ErrCheckpoint, "the collection is another one now")
 	}
 	documents, used, err := rxDocuments(nil, page)
-	for err == nil && given && len(page.Deltas) > 0 && len(documents) < limit && used < rxBytes/2 {
+	for err == nil && given && len(page.Deltas) > 0 && len(documents) < limit && used < d.rxBytes/2 {
 		// It ended what an earlier request has begun. The client believes that it has all that there was when it asked.
 		page, err = d.sync.Pull(e, v.device, v.src, view.Request{
-			Cursor: page.Cursor, Collections: []string{name}, Limit: limit - len(documents), Bytes: rxBytes - used,
+			Cursor: page.Cursor, Collections: []string{name}, Limit: limit - len(documents), Bytes: d.rxBytes - used,
 		})
 		if err == nil {
 			var more int

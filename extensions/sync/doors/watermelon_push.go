@@ -154,13 +154,10 @@ func (b *melonBatch) table(name string, t melonTable, cursor view.Cursor) error 
 	if err != nil && !errors.Is(err, view.ErrGone) {
 		return err
 	}
-	var c *core.Collection
-	if err == nil {
-		c, err = b.App.FindCachedCollectionByNameOrId(name)
-	}
-	if err != nil || b.door.sync.Supported(b.RequestEvent, name) != nil {
+	c, missing := b.App.FindCachedCollectionByNameOrId(name)
+	if err != nil || missing != nil || b.door.sync.Supported(b.RequestEvent, name) != nil {
 		b.reject(push.Change{Collection: name}, push.Gone, nil, &push.Reason{Code: push.ErrGone.Name, Detail: "there is no such collection to sync"})
-		return nil
+		return nil //nolint:nilerr // that is told in the answer
 	}
 	horizon, known, err := b.device.Horizon(b.ctx, b.src, vc, cursor)
 	if err != nil {
@@ -175,7 +172,7 @@ func (b *melonBatch) table(name string, t melonTable, cursor view.Cursor) error 
 			b.reject(push.Change{Collection: name, Op: op}, push.Invalid, nil, &push.Reason{Code: push.ErrChange.Name, Detail: "the row has no id"})
 			return
 		}
-		b.rows = append(b.rows, melonRow{Change: push.Change{Collection: name, Op: op, ID: id, Set: set}, c: c, vc: vc})
+		b.rows = append(b.rows, melonRow{Collection: name, Op: op, ID: id, Set: set, c: c, vc: vc})
 	}
 	for _, row := range t.Created {
 		add(push.Create, textOf(row[melonID]), columns(c, row, ""))
@@ -264,13 +261,13 @@ func (b *melonBatch) check() error {
 // that they need, then edits, then deletions the other way round. Values that a record has already are left out, so that
 // a batch whose answer was lost writes nothing when it comes again.
 func (b *melonBatch) changes() ([]push.Change, error) {
-	stored := map[string]map[string]*core.Record{}
+	stored := map[string]map[string]state{}
 	err := b.byTable(func(first melonRow, ids []string) error {
 		if err := b.device.Mark(b.ctx, first.vc, ids...); err != nil {
 			return err
 		}
 		var err error
-		stored[first.Collection], err = b.records(first.c, ids)
+		stored[first.Collection], err = b.look(first.c, first.vc, ids)
 		return err
 	})
 	if err != nil {
@@ -278,18 +275,15 @@ func (b *melonBatch) changes() ([]push.Change, error) {
 	}
 	var creates, edits, deletes []melonRow
 	for _, r := range b.rows {
-		record := stored[r.Collection][r.ID]
+		s := stored[r.Collection][r.ID]
 		switch {
 		case r.Op == push.Delete:
 			deletes = append(deletes, r)
 			continue
-		case record == nil && r.Op == push.Create:
-			creates = append(creates, r)
-			continue
-		case record != nil:
+		case s.sees(): // nobody else may find out what a record holds
 			r.Op = push.Update // a row that was edited while it was pushed for the first time comes as a new one again
 			for name, value := range r.Set {
-				same, err := push.Holds(record, name, value)
+				same, err := has(s.record, s.shown, name, value)
 				if err != nil {
 					return nil, err
 				}
@@ -300,6 +294,9 @@ func (b *melonBatch) changes() ([]push.Change, error) {
 			if len(r.Set) == 0 {
 				continue
 			}
+		case r.Op == push.Create:
+			creates = append(creates, r)
+			continue
 		}
 		edits = append(edits, r)
 	}
@@ -362,9 +359,9 @@ func ordered(creates []melonRow) []melonRow {
 }
 
 // unordered sorts deletions: a record that is referred to goes last.
-func unordered(deletes []melonRow, stored map[string]map[string]*core.Record) []melonRow {
+func unordered(deletes []melonRow, stored map[string]map[string]state) []melonRow {
 	sorted, _ := order(len(deletes), needs(deletes, func(r melonRow, field string) []string {
-		if record := stored[r.Collection][r.ID]; record != nil {
+		if record := stored[r.Collection][r.ID].record; record != nil {
 			return record.GetStringSlice(field)
 		}
 		return nil

@@ -2,9 +2,12 @@ package doors
 
 import (
 	"encoding/json"
+	"encoding/json/jsontext"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -148,6 +151,7 @@ func TestMelonRefusals(t *testing.T) {
 	f.record("members", map[string]any{"user": u.Id, "team": team.Id})
 	theirs := f.record("notes", map[string]any{"owner": other.Id, "team": team.Id, "title": "theirs"})
 	mine := f.record("notes", map[string]any{"owner": u.Id, "title": "mine"})
+	hidden := f.record("notes", map[string]any{"owner": other.Id, "title": "hidden"})
 	m := f.melon(u, token, "m0")
 	m.sync()
 	m.remove(theirs.Id)                                                         // only the owner may
@@ -155,6 +159,8 @@ func TestMelonRefusals(t *testing.T) {
 	m.create(id("n"), row{"owner": other.Id, "title": "in another's name"})     // not allowed
 	m.create("UPPER-and-short", row{"owner": u.Id, "title": "an id like none"}) // not of the form
 	m.create(id("good"), row{"owner": u.Id, "title": "good"})
+	m.create(hidden.Id, row{"title": "hidden"}) // a guess that is right
+	f.edit("notes", hidden.Id, map[string]any{"body": "changed since"})
 	if !m.sync() {
 		t.Fatal("no sync")
 	}
@@ -162,7 +168,7 @@ func TestMelonRefusals(t *testing.T) {
 	for _, r := range m.rejected {
 		got[r.ID] = r.Op + " " + r.Status
 	}
-	want := map[string]string{theirs.Id: "delete denied", mine.Id: "update invalid", id("n"): "create denied", "UPPER-and-short": "create invalid"}
+	want := map[string]string{theirs.Id: "delete denied", mine.Id: "update invalid", id("n"): "create denied", "UPPER-and-short": "create invalid", hidden.Id: "create denied"}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
 		t.Errorf("rejected: %v, not %v", got, want)
 	}
@@ -269,39 +275,105 @@ func TestMelonForeignTables(t *testing.T) {
 }
 
 func TestRefusedRequests(t *testing.T) {
-	signedIn := func(t testing.TB, app *apptest.App, r *apptest.Request) {
-		_, r.Token = app.User(t, "ann@example.test")
-		r.Header = map[string]string{"X-Device-Id": "d0-0123456789abcdef"}
-	}
-	get := func(path string) apptest.Request { return apptest.Request{Path: "/api/v1/sync/" + path} }
-	post := func(path string, body any) apptest.Request {
-		return apptest.Request{Method: http.MethodPost, Path: "/api/v1/sync/" + path, Body: body}
-	}
+	f := start(t)
+	_, user := f.User(t, "ann@example.test")
+	_, root := f.Superuser(t)
+	const device = "d0-0123456789abcdef"
 	many := ""
 	for i := range 101 {
 		many += fmt.Sprintf("t%d,", i)
 	}
-	apptest.Run(t, func(t testing.TB) *apptest.App { return start(t).App }, []apptest.Scenario{
-		{Name: "guest", Request: get("watermelon"), Status: 401},
-		{Name: "guest of the other door", Request: get("rxdb/notes"), Status: 401},
-		{Name: "no device", Request: get("watermelon"), Status: 400, Code: "sync.device_required", Before: func(t testing.TB, app *apptest.App, r *apptest.Request) {
-			_, r.Token = app.User(t, "ann@example.test")
-		}},
-		{Name: "superuser", Request: get("rxdb/notes"), Status: 403, Code: "sync.superuser_unsupported", Before: func(t testing.TB, app *apptest.App, r *apptest.Request) {
-			_, r.Token = app.Superuser(t)
-		}},
-		{Name: "no number", Request: get("watermelon?lastPulledAt=x"), Status: 400, Before: signedIn},
-		{Name: "negative", Request: get("watermelon?lastPulledAt=-1"), Status: 400, Before: signedIn},
-		{Name: "no migration", Request: get("watermelon?migration=x"), Status: 400, Before: signedIn},
-		{Name: "many collections", Request: get("watermelon?collections=" + many), Status: 400, Before: signedIn},
-		{Name: "own collections", Request: get("watermelon?collections=_superusers"), Status: 400, Code: "sync.collection_unsupported", Before: signedIn},
-		{Name: "push without a pull", Request: post("watermelon", row{"changes": row{}, "lastPulledAt": nil}), Status: 400, Before: signedIn},
-		{Name: "no changes", Request: post("watermelon", `{"changes":7}`), Status: 400, Before: signedIn},
-		{Name: "no collection", Request: get("rxdb/nowhere"), Status: 404, Before: signedIn},
-		{Name: "push to no collection", Request: post("rxdb/nowhere", `[]`), Status: 404, Before: signedIn},
-		{Name: "large pages", Request: get("rxdb/notes?limit=1001"), Status: 400, Before: signedIn},
-		{Name: "no documents", Request: post("rxdb/notes", `{}`), Status: 400, Before: signedIn},
-		{Name: "no checkpoint", Request: get("rxdb/notes?checkpoint=null&limit=10"), Status: 200, Before: signedIn, Contains: []string{`"documents":[]`, `"checkpoint":{"c":"`}},
-		{Name: "unknown checkpoint", Request: get("rxdb/notes?checkpoint=%7B%22c%22%3A%22x%22%7D"), Status: 410, Code: "sync.checkpoint_unknown", Before: signedIn},
+	for _, test := range []struct {
+		name, token, device, method, path string
+		body                              any
+		status                            int
+		code                              string
+	}{
+		{name: "guest", path: "watermelon", status: 401},
+		{name: "guest of the other door", path: "rxdb/notes", status: 401},
+		{name: "no device", token: user, path: "watermelon", status: 400, code: "sync.device_required"},
+		{name: "superuser", token: root, device: device, path: "rxdb/notes", status: 403, code: "sync.superuser_unsupported"},
+		{name: "no number", token: user, device: device, path: "watermelon?lastPulledAt=x", status: 400},
+		{name: "negative", token: user, device: device, path: "watermelon?lastPulledAt=-1", status: 400},
+		{name: "no migration", token: user, device: device, path: "watermelon?migration=x", status: 400},
+		{name: "many collections", token: user, device: device, path: "watermelon?collections=" + many, status: 400},
+		{name: "own collections", token: user, device: device, path: "watermelon?collections=_superusers", status: 400, code: "sync.collection_unsupported"},
+		{name: "push without a pull", token: user, device: device, method: "POST", path: "watermelon", body: row{"changes": row{}, "lastPulledAt": nil}, status: 400},
+		{name: "no changes", token: user, device: device, method: "POST", path: "watermelon", body: `{"changes":7}`, status: 400},
+		{name: "no collection", token: user, device: device, path: "rxdb/nowhere", status: 404},
+		{name: "push to no collection", token: user, device: device, method: "POST", path: "rxdb/nowhere", body: `[]`, status: 404},
+		{name: "large pages", token: user, device: device, path: "rxdb/notes?limit=1001", status: 400},
+		{name: "no documents", token: user, device: device, method: "POST", path: "rxdb/notes", body: `{}`, status: 400},
+		{name: "no checkpoint", token: user, device: device, path: "rxdb/notes?checkpoint=null&limit=10", status: 200},
+		{name: "unknown checkpoint", token: user, device: device, path: "rxdb/notes?checkpoint=%7B%22c%22%3A%22x%22%7D", status: 410, code: "sync.checkpoint_unknown"},
+	} {
+		r := apptest.Request{Method: test.method, Path: "/api/v1/sync/" + test.path, Token: test.token, Body: test.body, Header: map[string]string{}}
+		if test.device != "" {
+			r.Header["X-Device-Id"] = test.device
+		}
+		if got := f.Do(t, r); got.Status != test.status || test.code != "" && got.Code() != test.code {
+			t.Errorf("%s: %d %s", test.name, got.Status, got.Body)
+		}
+	}
+}
+
+func TestOrder(t *testing.T) {
+	const n = 2000
+	r := rand.New(rand.NewPCG(1, 2))
+	list := make([][]int, n)
+	for i := range list {
+		for range r.IntN(3) {
+			list[i] = append(list[i], r.IntN(n))
+		}
+	}
+	sorted, circular := order(n, func(i int) []int { return list[i] })
+	place := make([]int, n)
+	for at, i := range sorted {
+		place[i] = at
+	}
+	if len(sorted) != n {
+		t.Fatalf("%d of %d", len(sorted), n)
+	}
+	for i := range list {
+		for _, need := range list[i] {
+			if place[need] >= place[i] && !slices.Contains(circular[i], need) {
+				t.Errorf("%d stands before %d, which it needs", i, need)
+			}
+		}
+	}
+	chain, _ := order(100_000, func(i int) []int { return []int{min(i+1, 99_999)} })
+	if len(chain) != 100_000 || chain[0] != 99_999 {
+		t.Errorf("a chain of %d begins with %d", len(chain), chain[0])
+	}
+}
+
+// Whatever a client has in a column, what comes of it is JSON that the validation can judge.
+func FuzzColumns(f *testing.F) {
+	c := core.NewBaseCollection("c")
+	c.Fields.Add(
+		&core.TextField{Name: "text"}, &core.NumberField{Name: "number"}, &core.BoolField{Name: "bool"}, &core.DateField{Name: "date"},
+		&core.JSONField{Name: "json"}, &core.GeoPointField{Name: "point"}, &core.SelectField{Name: "several", MaxSelect: 3},
+	)
+	for _, seed := range []string{`null`, `1e300`, `-1`, `"[1]"`, `"{"`, `""`, `[[]]`, `{"a":1}`, `true`} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		value := jsontext.Value(raw)
+		if !value.IsValid() {
+			return
+		}
+		for _, field := range c.Fields {
+			out, ok := fromColumn(c, field.GetName(), value)
+			if ok && !out.IsValid() {
+				t.Fatalf("%s: %q", field.GetName(), out)
+			}
+			if !ok {
+				continue
+			}
+			back, err := toColumn(c, field.GetName(), out)
+			if err == nil && !back.IsValid() {
+				t.Fatalf("%s: %q", field.GetName(), back)
+			}
+		}
 	})
 }
