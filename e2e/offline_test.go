@@ -4,7 +4,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"testing"
 )
@@ -19,17 +18,10 @@ func TestStockClients(t *testing.T) {
 		t.Skip(err)
 	}
 	installSDK(t)
-	generate := func(name, code string) {
-		file := filepath.Join("sdk", "offline", name)
-		if err := os.WriteFile(file, []byte(code), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = os.Remove(file) })
-	}
-	generate("watermelon.gen.mjs", "import { createRequire } from \"node:module\";\n"+
+	generate(t, "offline/watermelon.gen.mjs", "import { createRequire } from \"node:module\";\n"+
 		commonJS.ReplaceAllString(clientCode(t, "watermelon.md"), "const $1 = createRequire(import.meta.url)($2);"))
-	generate("rxdb.gen.mjs", clientCode(t, "rxdb.md"))
-	generate("offline.gen.mjs", clientCode(t, "offline.md"))
+	generate(t, "offline/rxdb.gen.mjs", clientCode(t, "rxdb.md"))
+	generate(t, "offline/offline.gen.mjs", clientCode(t, "offline.md"))
 	s := start(t, relaxed()...)
 	s.createSuperuser(t)
 	control := httptest.NewServer(s.control())

@@ -317,6 +317,24 @@ func TestRefusedRequests(t *testing.T) {
 	}
 }
 
+// WatermelonDB's own ids fit into an id field that is relaxed as the guide says.
+func TestRelaxedIDs(t *testing.T) {
+	f := start(t)
+	u, token := f.User(t, "ann@example.test")
+	field, ok := f.notes.Fields.GetByName("id").(*core.TextField)
+	if !ok {
+		t.Fatal("no field")
+	}
+	field.Pattern, field.Min, field.Max = "^[a-zA-Z0-9]+$", 15, 36
+	f.save(f.notes)
+	m := f.melon(u, token, "m0")
+	m.sync()
+	m.create("aB3dE6gH9jK2mN5p", row{"owner": u.Id, "title": "x"})
+	if !m.sync() || len(m.rejected) > 0 || m.rows["aB3dE6gH9jK2mN5p"] == nil {
+		t.Errorf("rejected: %v", m.rejected)
+	}
+}
+
 func TestOrder(t *testing.T) {
 	const n = 2000
 	r := rand.New(rand.NewPCG(1, 2))
