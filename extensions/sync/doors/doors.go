@@ -7,8 +7,8 @@
 // client expects instead of the usual envelope. Errors are problems as everywhere. See docs/clients for how to connect a
 // client.
 //
-// It has no settings and no tables. What it remembers for a while is in memory: documents that wait for the record that
-// they refer to; after a restart they wait anew.
+// It has no settings and no tables. What it remembers for a while is in memory: changes that could not be judged, and
+// documents that wait for the record that they refer to; after a restart they wait anew.
 package doors
 
 import (
@@ -163,6 +163,17 @@ func answer(e *core.RequestEvent, body []byte) error {
 	e.Response.WriteHeader(http.StatusOK)
 	_, err := e.Response.Write(body)
 	return err
+}
+
+// key names a record of the caller for what waits.
+func (v *visit) key(collection, id string) string {
+	return v.caller.Device + "/" + collection + "/" + id
+}
+
+// mustWait reports whether a push has to come again because of a change that could not be judged. A change that fails
+// for a while although the database works is given up: stock clients send nothing else until it succeeds.
+func (d *doors) mustWait(v *visit, c push.Change, r push.Result) bool {
+	return r.Status == push.Retry && (r.Outage || d.waiting.wait(v.key(c.Collection, c.ID), nil, d.now()))
 }
 
 // again is the answer when the server could not judge: nothing may be taken for done.

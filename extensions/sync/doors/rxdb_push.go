@@ -90,7 +90,7 @@ func (b *rxBatch) run() ([]json.RawMessage, error) {
 		b.rows[i].id = textOf(r.New[core.FieldNameId])
 		ids[i] = b.rows[i].id
 	}
-	if err := b.device.Mark(b.ctx, b.vc, ids...); err != nil {
+	if err := b.device.Settled(b.ctx, b.vc, ids...); err != nil {
 		return nil, err
 	}
 	var err error
@@ -111,7 +111,7 @@ func (b *rxBatch) run() ([]json.RawMessage, error) {
 	}
 	for i, r := range results {
 		switch {
-		case r.Status == push.Retry:
+		case b.door.mustWait(b.visit, b.list[i], r):
 			return nil, again()
 		case b.list[i].Op == push.Create && !slices.Contains([]string{push.Applied, push.Merged, push.Duplicate}, r.Status):
 			b.door.waiting.refuse(b.key(b.c.Id, b.list[i].ID), b.door.now())
@@ -121,11 +121,6 @@ func (b *rxBatch) run() ([]json.RawMessage, error) {
 		return nil, &api.Problem{Code: ErrParent, RetryAfter: time.Second}
 	}
 	return b.conflicts(ids)
-}
-
-// key names a record for what waits for it.
-func (b *rxBatch) key(collection, id string) string {
-	return b.caller.Device + "/" + collection + "/" + id
 }
 
 // sorted are the rows in an order in which documents come behind those of the same push that they refer to.

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/pocketbase/pocketbase/core"
 )
 
 // push sends documents and returns the conflicts by id.
@@ -189,6 +191,42 @@ func TestParents(t *testing.T) {
 	first := pushed(row{"id": id("p1"), "owner": u.Id, "parent": id("p2"), "_deleted": false}, nil)
 	if status, body := try(first, pushed(row{"id": id("p2"), "owner": u.Id, "_deleted": false}, nil)); status != 200 || body != "[]\n" {
 		t.Errorf("within one push: %d %s", status, body)
+	}
+}
+
+// A hook that fails on one record must not keep the client from pushing others for ever, nor drop anything at once.
+func TestBrokenHook(t *testing.T) {
+	f := start(t)
+	u, token := f.User(t, "ann@example.test")
+	now := time.Now()
+	f.doors.now = func() time.Time { return now }
+	f.OnRecordCreateRequest("notes").BindFunc(func(e *core.RecordRequestEvent) error {
+		if e.Record.GetString("title") == "bad" {
+			panic("bad")
+		}
+		return e.Next()
+	})
+	d, m := f.docs(u, token, "d0"), f.melon(u, token, "m0")
+	d.pull()
+	m.pull("")
+	d.create(id("bad"), row{"owner": u.Id, "title": "bad"})
+	d.create(id("good"), row{"owner": u.Id, "title": "good"})
+	m.create(id("bad2"), row{"owner": u.Id, "title": "bad"})
+	m.create(id("good2"), row{"owner": u.Id, "title": "good"})
+	if resp, _ := m.push(); d.push() || resp.Status != http.StatusServiceUnavailable {
+		t.Fatalf("acknowledged: %d %s", resp.Status, resp.Body)
+	}
+	for _, name := range []string{"good", "good2"} {
+		if _, err := f.FindRecordById("notes", id(name)); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	now = now.Add(patience)
+	if !d.sync() || !m.sync() || len(m.rejected) != 1 || m.rejected[0].Status != "retry" {
+		t.Errorf("they push for ever: %v", m.rejected)
+	}
+	if !d.sync() || !m.sync() || len(d.all()) != 2 || len(m.all()) != 2 {
+		t.Errorf("RxDB has %v, WatermelonDB %v", d.all(), m.all())
 	}
 }
 

@@ -6,15 +6,15 @@ import (
 )
 
 const (
-	// patience is how long a document waits for the record that it refers to. Collections are replicated one by one, and
-	// the other one comes within seconds or never.
+	// patience is how long a document waits for the record that it refers to, and a change that could not be judged for
+	// another try. Collections are replicated one by one, and the other one comes within seconds or never.
 	patience = time.Minute
 
 	// maxWaiting bounds what is remembered; what does not fit is not waited for.
 	maxWaiting = 10_000
 )
 
-// waiting remembers documents that wait for others, and documents that were refused, for which nobody should wait. It is
+// waiting remembers what waits, and documents that were refused, for which nobody should wait. It is
 // safe for concurrent use.
 type waiting struct {
 	mu      sync.Mutex
@@ -36,7 +36,7 @@ func (w *waiting) refuse(key string, now time.Time) {
 	}
 }
 
-// wait reports whether the document should come again later, because one of the records that it lacks may still come.
+// wait reports whether the change should come again later, because the records that it lacks, if any, may still come.
 func (w *waiting) wait(key string, lacks []string, now time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -127,18 +127,26 @@ func (d *doors) melonPush(e *core.RequestEvent) error {
 	}
 	for i, r := range results {
 		switch {
-		case r.Status == push.Retry:
+		case d.mustWait(v, list[i], r):
 			return again()
 		case r.Status == push.Applied, r.Status == push.Duplicate && r.Original == push.Applied:
 			continue
 		}
 		b.reject(list[i], r.Status, r.Fields, r.Reason)
 	}
+	if err := b.settled(); err != nil {
+		return err
+	}
 	body, err := json.Marshal(map[string]any{"rejected": b.rejected})
 	if err != nil {
 		return fmt.Errorf("write answer: %w", err)
 	}
 	return answer(e, body)
+}
+
+// settled lets the next pull remove what the client takes for pushed and what is not there.
+func (b *melonBatch) settled() error {
+	return b.byTable(func(first melonRow, ids []string) error { return b.device.Settled(b.ctx, first.vc, ids...) })
 }
 
 func (b *melonBatch) reject(c push.Change, status string, fields []string, reason *push.Reason) {
@@ -164,7 +172,15 @@ func (b *melonBatch) table(name string, t melonTable, cursor view.Cursor) error 
 		return err
 	}
 	if !known {
-		return api.Fail(ErrPullFirst, "the server does not know what the device has")
+		held, end, err := b.device.Held(b.ctx, b.src, cursor)
+		if err != nil {
+			return err
+		}
+		if held == nil || !end { // a collection that the app has begun to pull comes when all of that is there
+			return api.Fail(ErrPullFirst, "the server does not know what the device has")
+		}
+		b.reject(push.Change{Collection: name}, push.Gone, nil, &push.Reason{Code: push.ErrGone.Name, Detail: "the device does not pull this collection"})
+		return nil
 	}
 	b.horizons[name] = horizon
 	add := func(op, id string, set map[string]jsontext.Value) {

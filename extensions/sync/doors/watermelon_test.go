@@ -261,12 +261,12 @@ func TestMelonForeignTables(t *testing.T) {
 		return map[string]any{"created": rows, "updated": []row{}, "deleted": []string{}}
 	}
 	body := map[string]any{"lastPulledAt": first.Timestamp, "changes": map[string]any{
-		"settings": table(row{"id": "x"}), "_superusers": table(row{"id": "x"}), "empty": table(),
+		"settings": table(row{"id": "x"}), "teams": table(row{"id": id("t"), "name": "not pulled"}), "_superusers": table(row{"id": "x"}), "empty": table(),
 		"notes": table(row{"id": id("n"), "owner": u.Id, "title": "n"}, row{"title": "no id"}),
 	}}
 	got := into[struct{ Rejected []rejection }](t, f.call(p, http.MethodPost, "watermelon", body))
 	raw, _ := json.Marshal(got.Rejected)
-	if len(got.Rejected) != 3 || !strings.Contains(string(raw), "settings") || !strings.Contains(string(raw), "_superusers") || !strings.Contains(string(raw), "sync.change_invalid") {
+	if len(got.Rejected) != 4 || !strings.Contains(string(raw), "settings") || !strings.Contains(string(raw), "_superusers") || !strings.Contains(string(raw), "sync.change_invalid") {
 		t.Errorf("rejected: %s", raw)
 	}
 	if _, err := f.FindRecordById("notes", id("n")); err != nil {

@@ -38,6 +38,7 @@ type faults struct {
 	noServed   bool // a position that was never given out is believed
 	noSchema   bool // changed fields are no reason to send rows again
 	loseNonce  bool // a lost file is not noticed
+	allGhosts  bool // pushed ids that do not exist are removed, although they may be on their way
 }
 
 // Engine makes pages. It is safe for concurrent use; one device is served at a time.
@@ -129,6 +130,24 @@ func (d *Device) Close() {
 // Mark notes that the device pushes these rows, whatever comes of it: the next run tells it how they are. It must be
 // called before the push, so that a crash between the two does no harm.
 func (d *Device) Mark(ctx context.Context, c Collection, ids ...string) error {
+	return d.mark(ctx, c, ids)
+}
+
+// settledPrefix stands before the ids of [Device.Settled] where pushed ids are kept.
+const settledPrefix = "\x00"
+
+// Settled notes after the push which rows were judged: those that do not exist when the next run is made are removed. A
+// row that was only marked may still be on its way then, and a client that keeps what it has not pushed among its rows
+// would lose it. For other clients it may be called instead of Mark.
+func (d *Device) Settled(ctx context.Context, c Collection, ids ...string) error {
+	list := make([]string, len(ids))
+	for i, id := range ids {
+		list[i] = settledPrefix + id
+	}
+	return d.mark(ctx, c, list)
+}
+
+func (d *Device) mark(ctx context.Context, c Collection, ids []string) error {
 	f := d.engine.faults
 	if len(ids) == 0 || f.noPushed {
 		return nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // pull is one call of Pull.
@@ -210,15 +211,19 @@ func (p *pull) recheck(ctx context.Context, part *part, ids []string) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	numbers, err := p.src.Numbers(ctx, part.Collection, ids)
+	names := make([]string, len(ids))
+	for i, id := range ids {
+		names[i] = strings.TrimPrefix(id, settledPrefix)
+	}
+	numbers, err := p.src.Numbers(ctx, part.Collection, names)
 	if err != nil {
 		return fmt.Errorf("find pushed rows: %w", err)
 	}
-	for _, id := range ids {
+	for i, id := range names {
 		if n, ok := numbers[id]; ok {
 			part.rc.Add(n)
 			part.queue.Add(n)
-		} else {
+		} else if ids[i] != id || p.d.engine.faults.allGhosts {
 			part.ghosts = append(part.ghosts, id)
 		}
 	}
