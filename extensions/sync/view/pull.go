@@ -53,7 +53,16 @@ func (d *Device) Pull(ctx context.Context, src Source, q Request) (*Page, error)
 		} else {
 			p.narrow(r)
 		}
-		if at, err = p.serve(ctx, r, at); err != nil {
+		at, err = p.serve(ctx, r, at)
+		if errors.Is(err, errForgotten) { // the device must find out by a snapshot what is not there
+			d.drop(r)
+			p.page = Page{Gone: p.page.Gone}
+			if r, at, err = p.next(ctx, nil, 0); err == nil {
+				at, err = p.serve(ctx, r, at)
+			}
+			last = true
+		}
+		if err != nil {
 			return nil, err
 		}
 		// An empty page is said to be the end by clients that do not store its cursor, so it must be.
