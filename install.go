@@ -47,6 +47,10 @@ func quietTables() []string {
 	return slices.Concat(changes.Tables(), sync.Tables(), []string{apikeys.Uses, idempotency.Table})
 }
 
+func newSync(cfg sync.Config, log *changes.Log, db *store.Store) *sync.Sync {
+	return sync.New(cfg, sync.Deps{Log: log, Durable: db.Durable})
+}
+
 // about is what the program says of itself.
 func about(cfg config, db *store.Store, ops *operations.Operations) program.Info {
 	return program.Info{

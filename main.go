@@ -45,7 +45,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
-	"github.com/satchelbase/satchel/extensions/sync"
+	"github.com/satchelbase/satchel/extensions/sync/doors"
 	"github.com/satchelbase/satchel/extensions/teams"
 	"github.com/satchelbase/satchel/extensions/totp"
 	"github.com/satchelbase/satchel/hooks"
@@ -64,7 +64,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 	vault, hasher, gate := secrets.NewVault(), passwords.NewHasher(cfg.passwords), attestation.NewGate(cfg.attestation)
 	log := audit.NewLog(vault)
 	clog := changes.New(cfg.changes, db)
-	syncer := sync.New(cfg.sync, sync.Deps{Log: clog, Durable: db.Durable})
+	syncer := newSync(cfg.sync, clog, db)
 	sess := sessions.New(cfg.sessions, sessions.Deps{
 		Vault: vault, Audit: log.Append, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Password: hasher.Verify, SecondFactor: totp.Enabled,
 	})
@@ -115,7 +115,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		}),
 		health.New(cfg.health, all, admins.May),
 		live.New(cfg.live, clog, live.Deps{Sessions: login.Endings{DB: pb.ConcurrentDB, Table: db.TableVersion}, Channels: hooks.Channels()}).Extension(),
-		syncer.Extension(),
+		doors.Open(syncer),
 		demo.New(),
 		rules.New(sandbox(cfg, pb)),
 		deploy.New(),

@@ -24,20 +24,13 @@ func TestClients(t *testing.T) {
 		t.Skip(err)
 	}
 	installSDK(t)
-	generate := func(name, code string) {
-		file := filepath.Join("sdk", "clients", name)
-		if err := os.WriteFile(file, []byte(code), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { _ = os.Remove(file) })
-	}
-	generate("web.gen.mjs", clientCode(t, "web.md"))
+	generate(t, "clients/web.gen.mjs", clientCode(t, "web.md"))
 	const module = `import * as SecureStore from "expo-secure-store";`
 	native := clientCode(t, "react-native.md")
 	if !strings.HasPrefix(native, module) {
 		t.Fatal("the code of React Native does not begin with its import")
 	}
-	generate("native.gen.mjs", `import { Session } from "./web.gen.mjs";`+"\n"+secureStore+strings.TrimPrefix(native, module))
+	generate(t, "clients/native.gen.mjs", `import { Session } from "./web.gen.mjs";`+"\n"+secureStore+strings.TrimPrefix(native, module))
 
 	s := start(t, relaxed()...)
 	s.createSuperuser(t)
@@ -46,6 +39,16 @@ func TestClients(t *testing.T) {
 	if passed := s.runNode(t, []string{"sdk/clients/clients.test.mjs"}, "E2E_PATHS=stock", "E2E_CONTROL="+control.URL); passed < 15 {
 		t.Errorf("hardly any test ran: %d", passed)
 	}
+}
+
+// generate writes a file below sdk/, where Node finds the packages, until the test ends.
+func generate(t *testing.T, name, code string) {
+	t.Helper()
+	file := filepath.Join("sdk", name)
+	if err := os.WriteFile(file, []byte(code), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.Remove(file) })
 }
 
 // clientCode is all JavaScript of a document.

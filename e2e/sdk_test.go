@@ -133,7 +133,7 @@ func runSDK(t *testing.T, paths string) {
 // runNode runs suites below sdk/ against the server and returns how many tests passed.
 func (s *server) runNode(t *testing.T, suites []string, env ...string) int {
 	t.Helper()
-	args := []string{"--test", "--test-concurrency=1", "--test-timeout=60000", "--test-reporter=spec"}
+	args := []string{"--test", "--test-concurrency=1", "--test-timeout=180000", "--test-reporter=spec"}
 	for _, suite := range suites {
 		args = append(args, strings.TrimPrefix(suite, "sdk/"))
 	}

@@ -50,14 +50,14 @@ func (s *Sync) pollAll(e *core.RequestEvent) error {
 	var names []string
 	if list := query.Get("collections"); list != "" {
 		names = strings.Split(list, ",")
-	} else if names, err = s.all(e); err != nil {
+	} else if names, err = s.Listable(e); err != nil {
 		return err
 	}
 	return s.poll(e, query, "changes", names)
 }
 
-// all are the collections that the caller may list and that can be polled.
-func (s *Sync) all(e *core.RequestEvent) ([]string, error) {
+// Listable are the collections that have a list rule and can be synced, as far as one request may name them.
+func (s *Sync) Listable(e *core.RequestEvent) ([]string, error) {
 	list, err := e.App.FindAllCollections()
 	if err != nil {
 		return nil, err

@@ -78,6 +78,9 @@ type Result struct {
 	Fields   []string        `json:"fields,omitempty"`   // that others had changed, too
 	Record   json.RawMessage `json:"record,omitempty"`   // as it is now, if it is not just what was sent and the caller may see it
 	Reason   *Reason         `json:"reason,omitempty"`
+
+	// Outage says of a Retry that it is not about this change: the database is out of order, or the request has ended.
+	Outage bool `json:"-"`
 }
 
 // Reason says why a change was not taken as it was.

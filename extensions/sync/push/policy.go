@@ -68,7 +68,7 @@ func (p *Pusher) settle(w *writing, record *core.Record, version int64) (settled
 	}
 	out.set = maps.Clone(c.Set)
 	for _, name := range slices.Sorted(maps.Keys(c.Set)) {
-		same, err := holds(record, name, c.Set[name])
+		same, err := Holds(record, name, c.Set[name])
 		if err != nil {
 			return out, err
 		}
@@ -78,7 +78,7 @@ func (p *Pusher) settle(w *writing, record *core.Record, version int64) (settled
 		collides := false
 		if c.Base != nil {
 			if seen, ok := c.Base.Set[name]; ok {
-				unchanged, err := holds(record, name, seen)
+				unchanged, err := Holds(record, name, seen)
 				if err != nil {
 					return out, err
 				}
@@ -157,9 +157,9 @@ func sameKeys(a, b map[string]jsontext.Value) bool {
 	return maps.EqualFunc(a, b, func(x, y jsontext.Value) bool { return string(x) == string(y) })
 }
 
-// holds reports whether a field of a record has the value, after PocketBase has made of it what it makes of values of
+// Holds reports whether a field of a record has the value, after PocketBase has made of it what it makes of values of
 // that field.
-func holds(record *core.Record, name string, value jsontext.Value) (bool, error) {
+func Holds(record *core.Record, name string, value jsontext.Value) (bool, error) {
 	probe := core.NewRecord(record.Collection())
 	var v any
 	if err := jsonv2.Unmarshal(value, &v); err != nil {

@@ -121,7 +121,7 @@ func (b *batch) unit(list []Change, members []int) {
 		if b.results[i].Status == Duplicate {
 			continue
 		}
-		b.results[i] = Result{CID: list[i].CID, Status: status, Reason: reason, Fields: fields, V: version}
+		b.results[i] = Result{CID: list[i].CID, Status: status, Reason: reason, Fields: fields, V: version, Outage: b.out}
 		if i != at && status != Retry {
 			b.results[i].Reason = reasonOf(&api.Problem{Code: ErrGroup, Detail: "the change " + list[at].CID + " was refused: " + reason.Detail})
 			b.results[i].Fields, b.results[i].V = nil, 0

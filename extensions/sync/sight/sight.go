@@ -234,16 +234,26 @@ func (s *Sight) heads(ctx context.Context, vc view.Collection, numbers []uint64)
 	return append(out, more...), err
 }
 
-// Numbers implements [view.Source].
-func (s *Sight) Numbers(ctx context.Context, vc view.Collection, ids []string) (map[string]uint64, error) {
+// Heads returns the states of rows by their ids, whether the caller sees them or not; what is not known is left out.
+func (s *Sight) Heads(ctx context.Context, vc view.Collection, ids []string) (map[string]view.Head, error) {
 	c, _, err := s.find(ctx, vc.Name)
 	if err != nil {
 		return nil, goneIsEmpty(err)
 	}
 	heads, err := s.log.HeadsOf(ctx, c.Id, ids)
+	out := make(map[string]view.Head, len(heads))
+	for id, h := range heads {
+		out[id] = view.Head{Number: uint64(h.HID), ID: id, Version: h.Version, Deleted: h.Deleted}
+	}
+	return out, err
+}
+
+// Numbers implements [view.Source].
+func (s *Sight) Numbers(ctx context.Context, vc view.Collection, ids []string) (map[string]uint64, error) {
+	heads, err := s.Heads(ctx, vc, ids)
 	out := make(map[string]uint64, len(heads))
 	for id, h := range heads {
-		out[id] = uint64(h.HID)
+		out[id] = h.Number
 	}
 	return out, err
 }

@@ -267,6 +267,9 @@ func (d *melon) once(w *world) bool {
 		d.merge(row)
 	}
 	for _, id := range a.Removes {
+		if r := d.rows[id]; r != nil && r.created && !w.judged[id] {
+			w.leaks = append(w.leaks, id+", which was not pushed, is lost")
+		}
 		delete(d.rows, id)
 	}
 	if !d.network.calm && d.network.r.Float64() < .1 {
@@ -284,6 +287,11 @@ func (d *melon) once(w *world) bool {
 	}
 	cursor = d.cursor
 	var ok bool
+	if w.dying = !d.network.calm && d.network.r.Float64() < .05; w.dying {
+		w.pushWM(d.key, d.user, cursor, batch)
+		w.dying = false
+		return false
+	}
 	if d.network.call(func() { ok = w.pushWM(d.key, d.user, cursor, batch) }) != nil || !ok {
 		return false
 	}

@@ -95,6 +95,11 @@ func (w *world) pushWM(device, user string, cursor Cursor, rows []wmRow) (ok boo
 	}
 	for _, r := range rows {
 		w.mark(device, r.ID)
+		if w.dying {
+			return false
+		}
+		w.judged[r.ID] = true
+		w.settle(device, r.ID)
 		n, exists := w.rows[r.ID]
 		h, known := w.heads[r.ID]
 		switch {
@@ -147,7 +152,7 @@ func (w *world) pushRX(device, user string, rows []rxRow) []rxDoc {
 	var out []rxDoc
 	for _, row := range rows {
 		doc, base := row.New, row.Assumed
-		w.mark(device, doc.ID)
+		w.settle(device, doc.ID)
 		n, exists := w.rows[doc.ID]
 		h, known := w.heads[doc.ID]
 		switch {

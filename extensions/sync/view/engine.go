@@ -38,6 +38,7 @@ type faults struct {
 	noServed   bool // a position that was never given out is believed
 	noSchema   bool // changed fields are no reason to send rows again
 	loseNonce  bool // a lost file is not noticed
+	allGhosts  bool // pushed ids that do not exist are removed, although they may be on their way
 }
 
 // Engine makes pages. It is safe for concurrent use; one device is served at a time.
@@ -129,6 +130,24 @@ func (d *Device) Close() {
 // Mark notes that the device pushes these rows, whatever comes of it: the next run tells it how they are. It must be
 // called before the push, so that a crash between the two does no harm.
 func (d *Device) Mark(ctx context.Context, c Collection, ids ...string) error {
+	return d.mark(ctx, c, ids)
+}
+
+// settledPrefix stands before the ids of [Device.Settled] where pushed ids are kept.
+const settledPrefix = "\x00"
+
+// Settled notes after the push which rows were judged: those that do not exist when the next run is made are removed. A
+// row that was only marked may still be on its way then, and a client that keeps what it has not pushed among its rows
+// would lose it. For other clients it may be called instead of Mark.
+func (d *Device) Settled(ctx context.Context, c Collection, ids ...string) error {
+	list := make([]string, len(ids))
+	for i, id := range ids {
+		list[i] = settledPrefix + id
+	}
+	return d.mark(ctx, c, list)
+}
+
+func (d *Device) mark(ctx context.Context, c Collection, ids []string) error {
 	f := d.engine.faults
 	if len(ids) == 0 || f.noPushed {
 		return nil
@@ -192,6 +211,24 @@ func (d *Device) Known(ctx context.Context, src Source, cursor Cursor) (bool, er
 	}
 	r := d.find(cursor)
 	return r != nil && r.epoch == now.Epoch && !r.stale(now), nil
+}
+
+// Held tells what the device has at the cursor: under which state of its fields each collection was sent, by its key, empty
+// for one whose rows are of several states, and whether all that the run had queued was served. It is nil for a cursor that
+// cannot be continued.
+func (d *Device) Held(ctx context.Context, src Source, cursor Cursor) (schemas map[string]string, end bool, err error) {
+	known, err := d.Known(ctx, src, cursor)
+	if err != nil || !known {
+		return nil, false, err
+	}
+	r := d.find(cursor)
+	schemas = make(map[string]string, len(r.parts))
+	for _, p := range r.parts {
+		if !slices.Contains(r.dropped, p.Key) {
+			schemas[p.Key] = p.Schema
+		}
+	}
+	return schemas, cursor.At >= r.length(), nil
 }
 
 // Forget drops what is known of the device.

@@ -31,6 +31,7 @@ func mutations() []mutation {
 		{"membership does not matter", fault(func(f *faults) { f.noDeps = true }), small("nnm"), 100, 1},
 		{"only deleted rows are removed", fault(func(f *faults) { f.tombstones = true }), small("nnm"), 100, 1},
 		{"no dedupe of changes", func(w *world) { w.noDedupe = true }, small("nnn"), 100, 1},
+		{"rows that are on their way are removed", fault(func(f *faults) { f.allGhosts = true }), small("mm"), 200, 1},
 		{"melon's late pushes are merged", func(w *world) { w.laxPush = true }, small("mm"), 2000, 1},
 		{"the last document wins", func(w *world) { w.lastWrite = true }, small("ddd"), 3000, 1},
 		{"the epoch is ignored", fault(func(f *faults) { f.noEpoch = true }), with(small("nnm"), func(p *plan) { p.restore = true }), 500, 1},

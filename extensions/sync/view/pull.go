@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 )
 
 // pull is one call of Pull.
@@ -52,7 +53,16 @@ func (d *Device) Pull(ctx context.Context, src Source, q Request) (*Page, error)
 		} else {
 			p.narrow(r)
 		}
-		if at, err = p.serve(ctx, r, at); err != nil {
+		at, err = p.serve(ctx, r, at)
+		if errors.Is(err, errForgotten) { // the device must find out by a snapshot what is not there
+			d.drop(r)
+			p.page = Page{Gone: p.page.Gone}
+			if r, at, err = p.next(ctx, nil, 0); err == nil {
+				at, err = p.serve(ctx, r, at)
+			}
+			last = true
+		}
+		if err != nil {
 			return nil, err
 		}
 		// An empty page is said to be the end by clients that do not store its cursor, so it must be.
@@ -210,15 +220,19 @@ func (p *pull) recheck(ctx context.Context, part *part, ids []string) error {
 	if len(ids) == 0 {
 		return nil
 	}
-	numbers, err := p.src.Numbers(ctx, part.Collection, ids)
+	names := make([]string, len(ids))
+	for i, id := range ids {
+		names[i] = strings.TrimPrefix(id, settledPrefix)
+	}
+	numbers, err := p.src.Numbers(ctx, part.Collection, names)
 	if err != nil {
 		return fmt.Errorf("find pushed rows: %w", err)
 	}
-	for _, id := range ids {
+	for i, id := range names {
 		if n, ok := numbers[id]; ok {
 			part.rc.Add(n)
 			part.queue.Add(n)
-		} else {
+		} else if ids[i] != id || p.d.engine.faults.allGhosts {
 			part.ghosts = append(part.ghosts, id)
 		}
 	}

@@ -2,6 +2,7 @@ package view
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 )
@@ -98,6 +99,9 @@ func entries(queue *Set, from, n int) ([]uint64, error) {
 	return out, nil
 }
 
+// errForgotten reports a removal that was queued before the deletion was forgotten: nobody knows the id any more.
+var errForgotten = errors.New("a deletion that is queued was forgotten")
+
 // chunk serves rows and returns how many it has dealt with before the page was full.
 func (s *served) chunk(ctx context.Context, numbers []uint64) (int, error) {
 	rows, names, err := s.look(ctx, numbers)
@@ -121,6 +125,8 @@ func (s *served) chunk(ctx context.Context, numbers []uint64) (int, error) {
 			s.delta.Removes = append(s.delta.Removes, name)
 			s.part.record(f, n, name, removed)
 			s.left--
+		case !named && s.part.have.Contains(n):
+			return i, errForgotten
 		default:
 			s.part.record(f, n, name, skipped)
 		}
@@ -178,6 +184,11 @@ func (p *pull) finish(r *run, at int) {
 	for _, c := range p.want {
 		if r.part(c.Key) == nil || slices.Contains(r.dropped, c.Key) {
 			p.page.More = true // asked for in the middle of a run: the next one begins with it
+		}
+	}
+	for _, part := range r.parts {
+		if part.h < p.now.Seq && p.wants(part.Key) {
+			p.page.More = true // something has happened since the run was made, and a client stops when there is no more
 		}
 	}
 	if p.page.More {

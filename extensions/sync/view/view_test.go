@@ -93,3 +93,21 @@ func TestPagesEndByBytes(t *testing.T) {
 		t.Errorf("a row that is larger than a page: %+v %v", page, err)
 	}
 }
+
+// A client that pulls until there is no more has all that there was when it asked for the last page.
+func TestNoMoreMeansUpToDate(t *testing.T) {
+	w := newWorld()
+	for id := range strings.SplitSeq("abcd", "") {
+		w.put(id, note{Owner: "u1"})
+	}
+	first := w.pull("d", "u1", Cursor{}, 3, "")
+	w.put("e", note{Owner: "u1"})
+	second := w.pull("d", "u1", first.Cursor, 3, "")
+	if !second.More {
+		t.Errorf("the end of what was begun before: %+v", second)
+	}
+	third := w.pull("d", "u1", second.Cursor, 3, "")
+	if third.More || len(third.Upserts) != 1 || third.Check.Count != 5 {
+		t.Errorf("the last page: %+v", third)
+	}
+}

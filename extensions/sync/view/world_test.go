@@ -100,11 +100,14 @@ type world struct {
 	runs        map[string][]int64 // by device
 	regressions []string
 
+	dying  bool            // the server dies between the note of a push and the push
+	judged map[string]bool // ids that a push has decided on
+
 	noDedupe, laxPush, lastWrite bool // faults of the doors
 }
 
 func newWorld() *world {
-	w := &world{store: &memory{kept: map[string]Stored{}, nonce: 1}, told: map[string]map[string]bool{}, steps: map[string]int{}, runs: map[string][]int64{}}
+	w := &world{store: &memory{kept: map[string]Stored{}, nonce: 1}, told: map[string]map[string]bool{}, steps: map[string]int{}, runs: map[string][]int64{}, judged: map[string]bool{}}
 	w.data = data{
 		seq: 10, rows: map[string]note{}, heads: map[string]head{}, ids: map[uint64]string{}, members: map[string]bool{},
 		applied: map[string]result{}, counts: map[string]int{},
@@ -371,7 +374,12 @@ func (w *world) reset(device string, cursor Cursor) {
 }
 
 // mark notes a push, as the doors must.
-func (w *world) mark(device, id string) {
+func (w *world) mark(device, id string) { w.note(device, id, (*Device).Mark) }
+
+// settle notes that it was judged.
+func (w *world) settle(device, id string) { w.note(device, id, (*Device).Settled) }
+
+func (w *world) note(device, id string, how func(*Device, context.Context, Collection, ...string) error) {
 	ctx := context.Background()
 	if w.told[device] == nil {
 		w.told[device] = map[string]bool{}
@@ -382,7 +390,7 @@ func (w *world) mark(device, id string) {
 		panic(err)
 	}
 	defer d.Close()
-	if err := d.Mark(ctx, notes(w), id); err != nil {
+	if err := how(d, ctx, notes(w), id); err != nil {
 		panic(err)
 	}
 }
