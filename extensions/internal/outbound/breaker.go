@@ -9,12 +9,13 @@ import (
 	"github.com/sony/gobreaker/v2"
 )
 
-// A breaker opens after so many failures in a row, or at this share of at least so many calls in the window. It then
-// refuses calls for a while and lets single ones try.
+// A breaker opens after so many failures in a row, or when half of at least so many calls in the window failed. It then
+// refuses calls for a while and lets single ones try. The window is longer than any call takes: one that began before it
+// would not count.
 const (
 	breakerFailures = 10
 	breakerCalls    = 20
-	breakerWindow   = 10 * time.Second
+	breakerWindow   = time.Minute
 	breakerPause    = 30 * time.Second
 
 	// maxBreakers bounds the memory for hosts that clients name. Above it, those without recent failures are forgotten.

@@ -77,10 +77,28 @@ func TestBreakerShare(t *testing.T) {
 			t.Error("half of twenty calls failed and the next passes")
 		}
 		for i := range 40 { // more failures than successes, but never in one window
-			time.Sleep(4 * time.Second)
+			time.Sleep(20 * time.Second)
 			if !call(b, "rare", i%3 == 0) {
 				t.Fatalf("refused for old failures, call %d", i)
 			}
+		}
+	})
+}
+
+// A call that ended without an answer after the longest time counts.
+func TestBreakerSlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := outbound.NewBreakers(0)
+		for range 10 {
+			done, _ := b.Allow("slow")
+			if done == nil {
+				t.Fatal("refused too early")
+			}
+			time.Sleep(outbound.Timeout)
+			done(context.DeadlineExceeded)
+		}
+		if call(b, "slow", true) {
+			t.Error("a host that does not answer is called on")
 		}
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -206,6 +207,7 @@ func result(resp *apns2.Response, seen *sender.Answer) sender.Result {
 	switch {
 	case resp.Sent():
 		r.Outcome = sender.Accepted
+		return r
 	case resp.StatusCode == http.StatusGone:
 		r.Outcome, r.At = sender.Dead, resp.Timestamp.Time
 	case resp.Reason == apns2.ReasonTooManyProviderTokenUpdates:
@@ -253,5 +255,6 @@ func payload(n *sender.Notification, data map[string]string) ([]byte, error) {
 	if len(n.Actions) > 0 {
 		root["actions"] = n.Actions
 	}
-	return sender.Encode(root)
+	// Not sender.Encode: the library passes it through json.Marshal, which adds escapes, and the limit counts them.
+	return json.Marshal(root)
 }

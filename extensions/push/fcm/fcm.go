@@ -11,7 +11,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
-	"slices"
+	"regexp"
 	"strings"
 
 	"github.com/satchelbase/satchel/extensions/internal/outbound"
@@ -70,15 +70,16 @@ func (s *Sender) Close() { s.client.CloseIdleConnections() }
 
 // Send implements sender.Sender.
 func (s *Sender) Send(ctx context.Context, pushes []sender.Push) []sender.Result {
+	form := regexp.MustCompile(`^[A-Za-z0-9_:.%-]+$`)
 	host := func(i int) string {
-		if t := pushes[i].Target.Token; t == "" || len(t) > maxToken {
+		if t := pushes[i].Target.Token; len(t) > maxToken || !form.MatchString(t) {
 			return ""
 		}
 		return s.endpoint
 	}
 	return s.pool.Each(ctx, len(pushes), host, func(ctx context.Context, i int) sender.Result {
 		if host(i) == "" {
-			return sender.Result{Outcome: sender.Rejected, Code: sender.CodeBadTarget, Detail: "a registration token of FCM has 1 to 4096 characters"}
+			return sender.Result{Outcome: sender.Rejected, Code: sender.CodeBadTarget, Detail: "a registration token of FCM has letters, digits and a few signs"}
 		}
 		return s.one(ctx, pushes[i], false)
 	})
@@ -180,17 +181,4 @@ func (a authorize) RoundTrip(r *http.Request) (*http.Response, error) {
 	r = r.Clone(r.Context())
 	r.Header.Set("Authorization", "Bearer "+access)
 	return a.next.RoundTrip(r)
-}
-
-// takes reports whether the data can be sent: FCM refuses some keys, which [sender.CheckData] refuses before.
-func takes(data map[string]string) bool {
-	return !slices.ContainsFunc(keys(data), sender.Reserved)
-}
-
-func keys(data map[string]string) []string {
-	list := make([]string, 0, len(data))
-	for k := range data {
-		list = append(list, k)
-	}
-	return list
 }

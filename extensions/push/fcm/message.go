@@ -61,8 +61,8 @@ type web struct {
 func encode(p sender.Push) ([]byte, sender.Result) {
 	n := p.Notification
 	data := p.Payload()
-	if !takes(data) {
-		return nil, sender.Result{Outcome: sender.Rejected, Code: sender.CodeInvalid, Detail: "a key of data is taken by FCM"}
+	if err := sender.CheckData(data); err != nil { // FCM would refuse some keys
+		return nil, sender.Result{Outcome: sender.Rejected, Code: sender.CodeInvalid, Detail: err.Error()}
 	}
 	if len(n.Actions) > 0 {
 		actions, err := sender.Encode(n.Actions)

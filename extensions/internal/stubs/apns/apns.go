@@ -237,9 +237,6 @@ func (s *Server) judge(r *http.Request, device string, body []byte, b loopback.B
 	if refused := headers(r.Header, body); refused.status != 0 {
 		return refused
 	}
-	if raw, err := hex.DecodeString(device); err != nil || len(raw) < 8 || len(raw) > 100 {
-		return refusal{http.StatusBadRequest, "BadDeviceToken"}
-	}
 	switch b {
 	case loopback.Dead:
 		return refusal{http.StatusGone, "Unregistered"}
@@ -250,8 +247,11 @@ func (s *Server) judge(r *http.Request, device string, body []byte, b loopback.B
 	case loopback.Down:
 		return refusal{http.StatusServiceUnavailable, "ServiceUnavailable"}
 	default:
-		return refusal{}
 	}
+	if raw, err := hex.DecodeString(device); err != nil || len(raw) < 8 || len(raw) > 100 {
+		return refusal{http.StatusBadRequest, "BadDeviceToken"}
+	}
+	return refusal{}
 }
 
 // provider checks the token that says who sends.

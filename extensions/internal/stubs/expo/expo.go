@@ -171,13 +171,16 @@ func tokens(v any) []string {
 
 // ticket judges one message.
 func (s *Server) ticket(token string, message map[string]any, b loopback.Behaviour) answer {
-	size, _ := json.Marshal(message)
+	var size strings.Builder
+	encoder := json.NewEncoder(&size)
+	encoder.SetEscapeHTML(false) // they are no bytes of the message
+	_ = encoder.Encode(message)
 	switch {
 	case !regexp.MustCompile(`^Expo(nent)?PushToken\[[^\]]+\]$`).MatchString(token), b == loopback.Dead, b == loopback.Unknown:
 		t := failed("DeviceNotRegistered", `"`+token+`" is not a registered push notification recipient`)
 		t.Details["expoPushToken"] = token
 		return t
-	case len(size) > maxPayload:
+	case size.Len()-1 > maxPayload:
 		return failed("MessageTooBig", "The message is over 4096 bytes")
 	}
 	id := rand.Text()
