@@ -15,7 +15,7 @@ import (
 const (
 	breakerFailures = 10
 	breakerCalls    = 20
-	breakerWindow   = time.Minute
+	breakerWindow   = 2 * time.Minute
 	breakerPause    = 30 * time.Second
 
 	// maxBreakers bounds the memory for hosts that clients name. Above it, those without recent failures are forgotten.

@@ -77,7 +77,7 @@ func TestBreakerShare(t *testing.T) {
 			t.Error("half of twenty calls failed and the next passes")
 		}
 		for i := range 40 { // more failures than successes, but never in one window
-			time.Sleep(20 * time.Second)
+			time.Sleep(30 * time.Second)
 			if !call(b, "rare", i%3 == 0) {
 				t.Fatalf("refused for old failures, call %d", i)
 			}
