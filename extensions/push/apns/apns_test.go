@@ -63,19 +63,21 @@ func (f fixture) sender(t testing.TB) *sut.Sender {
 // device is a token of 32 bytes.
 func device(prefix string, n int) string { return prefix + fmt.Sprintf("%0*x", 64-len(prefix), n) }
 
-func TestConformance(t *testing.T) {
-	conformance.Run(t, func(t *testing.T) conformance.Provider {
-		f, n := start(t), 0
-		return conformance.Provider{
-			New: func(b *outbound.Breakers) (sender.Sender, error) {
-				return sut.New(f.credentials(), f.options(conformance.Size, b))
-			},
-			Token:     func(prefix string) string { n++; return device(prefix, n) },
-			BehaveAll: f.BehaveAll, Rotate: f.Rotate, Minted: f.ProviderTokens, Server: f.Production,
-			Batch: 1, Dated: true, Denied: sender.Unauthorized,
-		}
-	})
+func provider(t testing.TB, size int) conformance.Provider {
+	f, n := start(t), 0
+	return conformance.Provider{
+		New:       func(b *outbound.Breakers) (sender.Sender, error) { return sut.New(f.credentials(), f.options(size, b)) },
+		Token:     func(prefix string) string { n++; return device(prefix, n) },
+		BehaveAll: f.BehaveAll, Rotate: f.Rotate, Minted: f.ProviderTokens, Server: f.Production,
+		Batch: 1, Dated: true, Denied: sender.Unauthorized,
+	}
 }
+
+func TestConformance(t *testing.T) {
+	conformance.Run(t, func(t *testing.T) conformance.Provider { return provider(t, conformance.Size) })
+}
+
+func BenchmarkBurst(b *testing.B) { conformance.Burst(b, provider(b, conformance.BurstSize)) }
 
 func TestRequests(t *testing.T) {
 	f := start(t)

@@ -48,16 +48,20 @@ func (f *fixture) sender(size int, breakers *outbound.Breakers) (*sut.Sender, er
 
 func token(prefix string, n int) string { return fmt.Sprintf("ExponentPushToken[%s%d]", prefix, n) }
 
-func TestConformance(t *testing.T) {
-	conformance.Run(t, func(t *testing.T) conformance.Provider {
-		f, n := start(t), 0
-		return conformance.Provider{
-			New:       func(b *outbound.Breakers) (sender.Sender, error) { return f.sender(conformance.Size, b) },
-			Token:     func(prefix string) string { n++; return token(prefix, n) },
-			BehaveAll: f.BehaveAll, Rotate: f.rotate, Server: f.Server.Server, Batch: 100, Denied: sender.Unauthorized,
-		}
-	})
+func provider(t testing.TB, size int) conformance.Provider {
+	f, n := start(t), 0
+	return conformance.Provider{
+		New:       func(b *outbound.Breakers) (sender.Sender, error) { return f.sender(size, b) },
+		Token:     func(prefix string) string { n++; return token(prefix, n) },
+		BehaveAll: f.BehaveAll, Rotate: f.rotate, Server: f.Server.Server, Batch: 100, Denied: sender.Unauthorized,
+	}
 }
+
+func TestConformance(t *testing.T) {
+	conformance.Run(t, func(t *testing.T) conformance.Provider { return provider(t, conformance.Size) })
+}
+
+func BenchmarkBurst(b *testing.B) { conformance.Burst(b, provider(b, conformance.BurstSize)) }
 
 func TestMessage(t *testing.T) {
 	f := start(t)

@@ -52,21 +52,26 @@ func registration(prefix string, n int) string {
 	return prefix + fmt.Sprintf("%0*d", 160-len(prefix), n)
 }
 
+func provider(t testing.TB, size int, make func(sut.Credentials, sut.Options) (*sut.Sender, error)) conformance.Provider {
+	f, n := start(t, nil), 0
+	return conformance.Provider{
+		New:       func(b *outbound.Breakers) (sender.Sender, error) { return make(f.credentials(), f.options(size, b)) },
+		Token:     func(prefix string) string { n++; return registration(prefix, n) },
+		BehaveAll: f.BehaveAll, Rotate: f.Rotate, Minted: f.Grants, Server: f.Server.Server, Batch: 1, Denied: sender.Unauthorized,
+	}
+}
+
 func TestConformance(t *testing.T) {
 	for name, make := range wires() {
 		t.Run(name, func(t *testing.T) {
-			conformance.Run(t, func(t *testing.T) conformance.Provider {
-				f, n := start(t, nil), 0
-				return conformance.Provider{
-					New: func(b *outbound.Breakers) (sender.Sender, error) {
-						return make(f.credentials(), f.options(conformance.Size, b))
-					},
-					Token:     func(prefix string) string { n++; return registration(prefix, n) },
-					BehaveAll: f.BehaveAll, Rotate: f.Rotate, Minted: f.Grants, Server: f.Server.Server,
-					Batch: 1, Denied: sender.Unauthorized,
-				}
-			})
+			conformance.Run(t, func(t *testing.T) conformance.Provider { return provider(t, conformance.Size, make) })
 		})
+	}
+}
+
+func BenchmarkBurst(b *testing.B) {
+	for name, make := range wires() {
+		b.Run(name, func(b *testing.B) { conformance.Burst(b, provider(b, conformance.BurstSize, make)) })
 	}
 }
 

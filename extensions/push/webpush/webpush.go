@@ -24,7 +24,7 @@ import (
 // Bounds of one push service, of which clients can name many: connections, and calls at once.
 const (
 	conns   = 8
-	perHost = 128
+	perHost = 256
 )
 
 // Subscription is what the browser's PushSubscription.toJSON gives. Other members are ignored.

@@ -63,16 +63,20 @@ func (f fixture) subscription(t testing.TB, prefix, serverKey string) string {
 	return string(text)
 }
 
-func TestConformance(t *testing.T) {
-	conformance.Run(t, func(t *testing.T) conformance.Provider {
-		f := start(t)
-		return conformance.Provider{
-			New:       func(b *outbound.Breakers) (sender.Sender, error) { return f.sender(t, conformance.Size, b), nil },
-			Token:     func(prefix string) string { return f.subscription(t, prefix, "") },
-			BehaveAll: f.BehaveAll, Minted: f.Tokens, Server: f.Server.Server, Batch: 1, Denied: sender.Rejected,
-		}
-	})
+func provider(t testing.TB, size int) conformance.Provider {
+	f := start(t)
+	return conformance.Provider{
+		New:       func(b *outbound.Breakers) (sender.Sender, error) { return f.sender(t, size, b), nil },
+		Token:     func(prefix string) string { return f.subscription(t, prefix, "") },
+		BehaveAll: f.BehaveAll, Minted: f.Tokens, Server: f.Server.Server, Batch: 1, Denied: sender.Rejected,
+	}
 }
+
+func TestConformance(t *testing.T) {
+	conformance.Run(t, func(t *testing.T) conformance.Provider { return provider(t, conformance.Size) })
+}
+
+func BenchmarkBurst(b *testing.B) { conformance.Burst(b, provider(b, conformance.BurstSize)) }
 
 // The example of RFC 8291 section 5.
 func TestVector(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"regexp"
 	"slices"
@@ -56,8 +57,14 @@ type Server struct {
 
 	mu     sync.Mutex
 	key    *ecdsa.PrivateKey
-	tokens map[string]time.Time // provider tokens seen, and when each was made
-	last   map[string]string    // the headers of the newest request
+	tokens map[string]seen   // provider tokens that were good
+	last   map[string]string // the headers of the newest request
+}
+
+// seen is a provider token: when it was made, and with which key.
+type seen struct {
+	made time.Time
+	key  *ecdsa.PrivateKey
 }
 
 // Options say where to listen. Key is a signing key in PEM; without it the stub makes one.
@@ -70,7 +77,7 @@ type Options struct {
 
 // Start listens on loopback addresses.
 func Start(o Options) (*Server, error) {
-	s := &Server{inbox: o.Inbox, tokens: map[string]time.Time{}}
+	s := &Server{inbox: o.Inbox, tokens: map[string]seen{}}
 	if len(o.Key) == 0 {
 		if err := s.Rotate(); err != nil {
 			return nil, err
@@ -260,24 +267,35 @@ func (s *Server) provider(header string) string {
 	if !ok || !strings.EqualFold(scheme, "bearer") {
 		return "MissingProviderToken"
 	}
-	claims := jwt.RegisteredClaims{}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	token, known := s.tokens[text]
+	if !known || token.key != s.key { // checking a signature costs more than all the rest
+		made, ok := s.verify(text)
+		if !ok {
+			return "InvalidProviderToken"
+		}
+		token = seen{made, s.key}
+	}
+	if age := time.Since(token.made); age > tokenAge || age < -tokenAge {
+		return "ExpiredProviderToken"
+	}
+	if !known {
+		maps.DeleteFunc(s.tokens, func(_ string, old seen) bool { return time.Since(old.made) > tokenAge })
+	}
+	s.tokens[text] = token
+	return ""
+}
+
+// verify returns when a token was made. The caller holds the lock.
+func (s *Server) verify(text string) (time.Time, bool) {
+	claims := jwt.RegisteredClaims{}
 	token, err := jwt.NewParser(jwt.WithValidMethods([]string{"ES256"}), jwt.WithoutClaimsValidation()).
 		ParseWithClaims(text, &claims, func(*jwt.Token) (any, error) { return &s.key.PublicKey, nil })
 	if err != nil || token.Header["kid"] != KeyID || claims.Issuer != TeamID || claims.IssuedAt == nil {
-		return "InvalidProviderToken"
+		return time.Time{}, false
 	}
-	if age := time.Since(claims.IssuedAt.Time); age > tokenAge || age < -tokenAge {
-		return "ExpiredProviderToken"
-	}
-	for old, made := range s.tokens {
-		if time.Since(made) > tokenAge {
-			delete(s.tokens, old)
-		}
-	}
-	s.tokens[text] = claims.IssuedAt.Time
-	return ""
+	return claims.IssuedAt.Time, true
 }
 
 // headers checks everything but the credentials and the device.
@@ -303,7 +321,7 @@ func headers(h http.Header, body []byte) refusal {
 		return bad("BadPriority")
 	case len(h.Get("apns-collapse-id")) > maxCollapse:
 		return bad("BadCollapseId")
-	case h.Get("apns-id") != "" && !regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`).MatchString(h.Get("apns-id")):
+	case h.Get("apns-id") != "" && !isUUID(h.Get("apns-id")):
 		return bad("BadMessageId")
 	case len(body) == 0:
 		return bad("PayloadEmpty")
@@ -321,6 +339,10 @@ func headers(h http.Header, body []byte) refusal {
 		return bad("InvalidPushType")
 	}
 	return refusal{}
+}
+
+func isUUID(text string) bool {
+	return regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`).MatchString(text)
 }
 
 // uuid is a random one (RFC 9562 section 5.4).

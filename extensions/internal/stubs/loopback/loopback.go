@@ -13,6 +13,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -127,7 +128,8 @@ func Serve(address string, authority *Authority, handler http.Handler, http2Only
 	protocols.SetHTTP1(!http2Only)
 	s.server = &http.Server{
 		Handler: s.counted(handler), ReadHeaderTimeout: 10 * time.Second, Protocols: protocols, ConnState: s.track,
-		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: 1000}, // what APNs offers
+		ErrorLog:  slog.NewLogLogger(slog.DiscardHandler, slog.LevelError), // clients that leave in the middle of something
+		HTTP2:     &http.HTTP2Config{MaxConcurrentStreams: 1000},           // what APNs offers
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{authority.leaf}, MinVersion: tls.VersionTLS12},
 	}
 	go func() { _ = s.server.ServeTLS(listener, "", "") }()
