@@ -134,8 +134,9 @@ func (k *Keeper) Make(s Set) (sender.Sender, Facts, error) {
 	case sender.Expo:
 		made, err := expo.New(*s.Expo, expo.Options{Outbound: o.Outbound, Size: o.Size, Breakers: k.breakers, Endpoint: o.Expo})
 		return made, Facts{Protected: s.Expo.AccessToken != ""}, err
+	default:
+		return nil, Facts{}, errors.New("the set has no credentials")
 	}
-	return nil, Facts{}, errors.New("the set has no credentials")
 }
 
 // Save checks a set's form and writes it in place of the platform's old one. tx is the keeper's database, or a transaction

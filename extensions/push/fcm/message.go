@@ -2,6 +2,7 @@ package fcm
 
 import (
 	"fmt"
+	"maps"
 	"strconv"
 	"time"
 
@@ -70,9 +71,7 @@ func encode(p sender.Push) ([]byte, sender.Result) {
 			return nil, sender.Result{Outcome: sender.Rejected, Code: sender.CodeInvalid, Detail: err.Error()}
 		}
 		own := map[string]string{"actions": string(actions)} // data of FCM is text
-		for k, v := range data {
-			own[k] = v
-		}
+		maps.Copy(own, data)
 		data = own
 	}
 	if size := size(n, data); size > maxPayload {

@@ -7,6 +7,7 @@ package sender
 
 import (
 	"context"
+	"maps"
 	"time"
 )
 
@@ -177,12 +178,8 @@ func (p Push) Payload() map[string]string {
 		return p.Notification.Data
 	}
 	all := make(map[string]string, len(p.Notification.Data)+len(p.Data))
-	for k, v := range p.Notification.Data {
-		all[k] = v
-	}
-	for k, v := range p.Data {
-		all[k] = v
-	}
+	maps.Copy(all, p.Notification.Data)
+	maps.Copy(all, p.Data)
 	return all
 }
 

@@ -100,5 +100,5 @@ func (r receiver) seal(plain []byte, private *ecdh.PrivateKey, salt []byte) ([]b
 	out.WriteByte(byte(len(own)))
 	out.Write(own)
 	// The key is used for one message, so a nonce that is derived from it is used once, too.
-	return aead.Seal(out.Bytes(), nonce, append(bytes.Clone(plain), 2), nil), nil //nolint:gosec // the nonce of RFC 8188 section 2.3
+	return aead.Seal(out.Bytes(), nonce, append(bytes.Clone(plain), 2), nil), nil
 }

@@ -81,8 +81,17 @@ func TestCommands(t *testing.T) {
 	}
 	read()
 	for _, step := range [][2]string{
-		{"HELO x", "250"}, {"DATA", "503"}, {"MAIL", "501"}, {"MAIL FROM:<>", "250"}, {"RCPT TO:<>", "501"}, {"rcpt to:<a@b.example>", "250"},
-		{"VRFY x", "502"}, {"NOOP", "250"}, {"RSET", "250"}, {"DATA", "503"}, {"QUIT", "221"},
+		{"HELO x", "250"},
+		{"DATA", "503"},
+		{"MAIL", "501"},
+		{"MAIL FROM:<>", "250"},
+		{"RCPT TO:<>", "501"},
+		{"rcpt to:<a@b.example>", "250"},
+		{"VRFY x", "502"},
+		{"NOOP", "250"},
+		{"RSET", "250"},
+		{"DATA", "503"},
+		{"QUIT", "221"},
 	} {
 		if _, err := fmt.Fprintf(c, "%s\r\n", step[0]); err != nil {
 			t.Fatal(err)
