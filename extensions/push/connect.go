@@ -137,10 +137,15 @@ func (p *Push) connectExpo(h *extensions.Host) *cobra.Command {
 	return cmd
 }
 
-// required marks flags that the command cannot do without.
+// required makes the command refuse to run without these flags.
 func required(cmd *cobra.Command, names ...string) *cobra.Command {
-	for _, name := range names {
-		_ = cmd.MarkFlagRequired(name) // the flag was defined some lines above
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		for _, name := range names {
+			if !cmd.Flags().Changed(name) {
+				return cli.Fail(cli.ExitUsage, "a flag is missing", "--"+name+": "+cmd.Flags().Lookup(name).Usage, cmd.Example)
+			}
+		}
+		return nil
 	}
 	return cmd
 }
