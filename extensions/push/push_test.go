@@ -157,6 +157,28 @@ func TestConnect(t *testing.T) {
 	}
 }
 
+// A row that cannot be read takes its own platform away and no other.
+func TestDamage(t *testing.T) {
+	f := start(t)
+	if _, failed := f.connect(t, apns.KeyID); failed != nil {
+		t.Fatalf("%+v", failed)
+	}
+	if _, failed := f.run(t, "connect", "webpush", "--subject", "mailto:admin@satchel.dev"); failed != nil {
+		t.Fatalf("%+v", failed)
+	}
+	// A value that is moved to another row does not open there.
+	_, err := f.NonconcurrentDB().NewQuery("UPDATE " + credentials.Table + " SET version = 'x', data = (SELECT data FROM " + credentials.Table + " WHERE platform = 'apns') WHERE platform = 'webpush'").Execute()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r := f.send(t); r.Outcome != sender.Accepted {
+		t.Errorf("%+v", r)
+	}
+	if s, err := f.push.Sender(t.Context(), sender.WebPush); !errors.Is(err, secret.ErrDamaged) || s != nil {
+		t.Errorf("the damaged one: %v, %v", s, err)
+	}
+}
+
 // A provider that cannot be asked does not keep a server from being set up.
 func TestConnectLater(t *testing.T) {
 	f := start(t)

@@ -102,9 +102,17 @@ type Keeper struct {
 	senders map[sender.Platform]made
 }
 
+// made is a sender, or why there is none: what one row has must not stop the others.
 type made struct {
 	sender  sender.Sender
+	err     error
 	version string
+}
+
+func (m made) close() {
+	if m.sender != nil {
+		m.sender.Close()
+	}
 }
 
 // New returns a keeper that knows no database yet.
@@ -226,7 +234,7 @@ func (k *Keeper) Sender(ctx context.Context, p sender.Platform) (sender.Sender, 
 		k.looked = time.Now()
 	}
 	if m, ok := k.senders[p]; ok {
-		return m.sender, nil
+		return m.sender, m.err
 	}
 	return nil, ErrNotConnected
 }
@@ -236,7 +244,7 @@ func (k *Keeper) Close() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, m := range k.senders {
-		m.sender.Close()
+		m.close()
 	}
 	clear(k.senders)
 	k.looked = time.Time{}
@@ -258,13 +266,13 @@ func (k *Keeper) refresh(ctx context.Context) error {
 		}
 		s, err := k.open(r)
 		if err != nil {
-			return fmt.Errorf("read credentials of %s: %w", p, err)
+			err = fmt.Errorf("read credentials of %s: %w", p, err)
 		}
-		now[p] = made{s, r.Version}
+		now[p] = made{s, err, r.Version}
 	}
 	for p, old := range k.senders {
 		if now[p].version != old.version {
-			old.sender.Close() // what is on its way ends as it would
+			old.close() // what is on its way ends as it would
 		}
 	}
 	k.senders = now
@@ -272,16 +280,24 @@ func (k *Keeper) refresh(ctx context.Context) error {
 }
 
 func (k *Keeper) open(r row) (sender.Sender, error) {
-	plain, err := k.vault.Open(aad(sender.Platform(r.Platform)), r.Data)
+	s, err := k.unseal(r)
 	if err != nil {
 		return nil, err
 	}
-	var s Set
-	if err := json.Unmarshal(plain, &s); err != nil {
+	made, _, err := k.Make(s)
+	if err != nil {
 		return nil, err
 	}
-	made, _, err := k.Make(s)
-	return made, err
+	return made, nil
+}
+
+func (k *Keeper) unseal(r row) (Set, error) {
+	var s Set
+	plain, err := k.vault.Open(aad(sender.Platform(r.Platform)), r.Data)
+	if err != nil {
+		return s, err
+	}
+	return s, json.Unmarshal(plain, &s)
 }
 
 // Current returns a platform's own credentials, for keeping a part of them when they are changed.
@@ -294,13 +310,9 @@ func (k *Keeper) Current(p sender.Platform) (Set, error) {
 	if err != nil {
 		return Set{}, fmt.Errorf("read credentials: %w", err)
 	}
-	plain, err := k.vault.Open(aad(p), r.Data)
+	s, err := k.unseal(r)
 	if err != nil {
-		return Set{}, fmt.Errorf("open credentials: %w", err)
-	}
-	var s Set
-	if err := json.Unmarshal(plain, &s); err != nil {
-		return Set{}, fmt.Errorf("decode credentials: %w", err)
+		return s, fmt.Errorf("read credentials of %s: %w", p, err)
 	}
 	return s, nil
 }

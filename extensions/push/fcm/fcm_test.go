@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/satchelbase/satchel/extensions/internal/outbound"
@@ -22,13 +23,31 @@ type fixture struct {
 	root *loopback.Authority
 }
 
+// account is one that all stubs start with: making RSA keys takes longer than the tests.
+var account = sync.OnceValues(func() ([]byte, error) {
+	authority, err := loopback.NewAuthority()
+	if err != nil {
+		return nil, err
+	}
+	stub, err := fcm.Start(fcm.Options{Address: "127.0.0.1:0", Authority: authority})
+	if err != nil {
+		return nil, err
+	}
+	defer stub.Close()
+	return stub.Account(), nil
+})
+
 func start(t testing.TB, box *inbox.Inbox) fixture {
 	t.Helper()
 	authority, err := loopback.NewAuthority()
 	if err != nil {
 		t.Fatal(err)
 	}
-	stub, err := fcm.Start(fcm.Options{Address: "127.0.0.1:0", Authority: authority, Inbox: box})
+	known, err := account()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stub, err := fcm.Start(fcm.Options{Address: "127.0.0.1:0", Authority: authority, Inbox: box, Account: known})
 	if err != nil {
 		t.Fatal(err)
 	}
