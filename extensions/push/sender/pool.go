@@ -53,7 +53,7 @@ func (p *Pool) Each(ctx context.Context, n int, key func(i int) string, f func(c
 	for range min(n, cap(p.slots)) {
 		workers.Go(func() {
 			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
-				results[i] = p.one(ctx, key(i), func(ctx context.Context) Result { return f(ctx, i) })
+				results[i] = p.One(ctx, key(i), func(ctx context.Context) Result { return f(ctx, i) })
 			}
 		})
 	}
@@ -61,14 +61,10 @@ func (p *Pool) Each(ctx context.Context, n int, key func(i int) string, f func(c
 	return results
 }
 
-// One makes a single call.
+// One makes a single call. An empty key is for what is refused before any call.
 func (p *Pool) One(ctx context.Context, key string, f func(ctx context.Context) Result) Result {
-	return p.one(ctx, key, f)
-}
-
-func (p *Pool) one(ctx context.Context, key string, f func(ctx context.Context) Result) Result {
 	if key == "" {
-		return f(ctx) // it is refused before any call
+		return f(ctx)
 	}
 	h := p.host(key)
 	if !take(ctx, h.slots) {

@@ -160,7 +160,7 @@ func (s *Server) track(c net.Conn, state http.ConnState) {
 	}
 }
 
-// Conns counts the connections that were ever made, Requests the requests; MaxInFlight is the most at one moment.
+// Conns counts the connections that were ever made.
 func (s *Server) Conns() int { return int(s.counts[0].Load()) }
 
 // Requests counts the requests so far.
