@@ -17,6 +17,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/health"
 	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/identities"
+	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/live"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
@@ -25,7 +26,6 @@ import (
 	"github.com/satchelbase/satchel/extensions/passwords"
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
-	"github.com/satchelbase/satchel/extensions/runs"
 	"github.com/satchelbase/satchel/extensions/secrets"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
@@ -81,12 +81,12 @@ type config struct {
 	passwords   passwords.Config
 	ratelimit   ratelimit.Config
 	records     records.Config
-	runs        runs.Config
 	secrets     secrets.Config
 	guard       guard.Config
 	health      health.Config
 	idempotency idempotency.Config
 	identities  identities.Config
+	jobs        jobs.Config
 	live        live.Config
 	sessions    sessions.Config
 	memory      memory.Config
@@ -116,9 +116,9 @@ func read(s *settings.Settings) config {
 		passwords:   settings.Section[passwords.Config](s, "passwords"),
 		ratelimit:   settings.Section[ratelimit.Config](s, "ratelimit"),
 		records:     settings.Section[records.Config](s, "records"),
-		runs:        settings.Section[runs.Config](s, "runs"),
 		guard:       settings.Section[guard.Config](s, "guard"),
 		idempotency: settings.Section[idempotency.Config](s, "idempotency"),
+		jobs:        settings.Section[jobs.Config](s, "jobs"),
 		live:        settings.Section[live.Config](s, "live"),
 		identities:  settings.Section[identities.Config](s, "identities"),
 		health:      settings.Section[health.Config](s, "health"),
