@@ -155,7 +155,9 @@ func others() []rowSpec {
 }
 
 func side() []rowSpec {
-	jobs := func(ctx context.Context, b *bench, r *report.Row) error { return queue.Row(ctx, b.dir, b.plan.size.Notes, r) }
+	jobs := func(ctx context.Context, b *bench, r *report.Row) error {
+		return queue.Row(ctx, b.dir, b.plan.size.Notes, r)
+	}
 	return []rowSpec{
 		{id: "jobs", title: "side row: background jobs of no work", run: jobs, columns: queue.Columns(), targets: queue.Targets()},
 		{
