@@ -144,10 +144,10 @@ func (j *Jobs) promote(tx core.App) (next int64, err error) {
 }
 
 // job makes an attempt of a claimed row.
-func (j *Jobs) job(r row) *Job {
+func (j *Jobs) job(r row, q *queue) *Job {
 	job := &Job{
 		ID: formatID(r.ID), Kind: r.Kind, Owner: r.owner(), Attempt: r.Attempt, DueAt: time.UnixMilli(r.RunAt).UTC(), Request: r.Request,
-		jobs: j, kind: j.kinds[r.Kind], id: r.ID, lane: r.Lane, payload: []byte(r.Payload), position: r.Position, expires: r.ExpiresAt, most: r.MaxAttempts,
+		jobs: j, kind: j.kinds[r.Kind], id: r.ID, lane: r.Lane, from: q, payload: []byte(r.Payload), position: r.Position, expires: r.ExpiresAt, most: r.MaxAttempts,
 	}
 	if r.Steps != "" {
 		_ = json.Unmarshal([]byte(r.Steps), &job.steps) // written by marshal
@@ -206,6 +206,26 @@ func (j *Jobs) freeHeld() error {
 			AND other.lane <> '' AND other.state = 1)`).Execute()
 	if err != nil {
 		return fmt.Errorf("free held jobs: %w", err)
+	}
+	return nil
+}
+
+// move puts jobs of kinds that were declared for another queue before into the present one, where there are workers.
+func (j *Jobs) move() error {
+	var pairs []struct{ Queue, Kind string }
+	if err := j.app.ConcurrentDB().NewQuery(`SELECT DISTINCT queue, kind FROM ` + queueTable).All(&pairs); err != nil {
+		return fmt.Errorf("look for jobs in other queues: %w", err)
+	}
+	for _, p := range pairs {
+		k := j.kinds[p.Kind]
+		if k == nil || k.queue == p.Queue {
+			continue
+		}
+		_, err := j.app.NonconcurrentDB().NewQuery(`UPDATE ` + queueTable + ` SET queue = {:to} WHERE kind = {:kind} AND queue = {:from} AND state <> 1`).
+			Bind(dbx.Params{"to": k.queue, "kind": p.Kind, "from": p.Queue}).Execute()
+		if err != nil {
+			return fmt.Errorf("move jobs to another queue: %w", err)
+		}
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ const kind = "test.job"
 type fixture struct {
 	*apptest.App
 	jobs *Jobs
-	db *store.Store
+	db   *store.Store
 }
 
 // start returns an application that does jobs of the kinds. Mails go through the queue.

@@ -28,6 +28,7 @@ type Job struct {
 	kind *Kind
 	id   int64
 	lane string
+	from *queue
 
 	payload  []byte
 	position string

@@ -341,7 +341,12 @@ func TestIdle(t *testing.T) {
 	f := start(t, work(func(context.Context, *Job, int) error { return nil }))
 	f.await(t, f.enqueue(t, 1, Options{}), Succeeded)
 	// The pump is at rest when nothing is due for as long as it listens.
-	await(t, "rest", func() bool { return f.jobs.nextDue.Load() > time.Now().Add(time.Hour).UnixMilli() && len(f.jobs.wake) == 0 })
+	await(t, "rest", func() bool {
+		return f.jobs.nextDue.Load() > time.Now().Add(time.Hour).UnixMilli() && len(f.jobs.wake) == 0
+	})
+	if err := f.jobs.stop(t.Context()); err != nil { // so that this test may look at what is the pump's
+		t.Fatal(err)
+	}
 	if wait := f.jobs.pause(); wait != listenEvery {
 		t.Errorf("the pump waits %s only", wait)
 	}

@@ -314,7 +314,7 @@ func (j *Jobs) turn() error {
 // look is what is done now and then without a reason.
 func (j *Jobs) look(now time.Time) error {
 	if j.looked.IsZero() { // a kind may be known that was not
-		if err := j.freeHeld(); err != nil {
+		if err := errors.Join(j.freeHeld(), j.move()); err != nil {
 			return err
 		}
 	}
@@ -333,9 +333,7 @@ func (j *Jobs) countFreed() {
 		q.freed = 0
 	}
 	for _, r := range j.pending {
-		if q := j.queues[r.job.kind.queue]; q != nil {
-			q.freed++
-		}
+		r.job.from.freed++
 	}
 }
 
@@ -356,12 +354,11 @@ func (j *Jobs) claimAll(tx core.App, asking []*queue, claimed map[*queue][]row) 
 // settled forgets the attempts whose ends are written.
 func (j *Jobs) settled() {
 	for _, r := range j.pending {
-		if q := j.queues[r.job.kind.queue]; q != nil {
-			q.taken--
-			q.freed = 0
-			if r.job.lane != "" || r.outcome == Ready {
-				q.maybe.Store(true)
-			}
+		q := r.job.from
+		q.taken--
+		q.freed = 0
+		if r.job.lane != "" || r.outcome == Ready {
+			q.maybe.Store(true)
 		}
 		if j.inflight[r.job.id] == r.job {
 			delete(j.inflight, r.job.id)
@@ -380,7 +377,7 @@ func (j *Jobs) settled() {
 func (j *Jobs) dispatch(claimed map[*queue][]row) {
 	for q, list := range claimed {
 		for _, r := range list {
-			job := j.job(r)
+			job := j.job(r, q)
 			if before := j.inflight[r.ID]; before != nil {
 				before.lose() // its lease was over, and it came back to us
 			}

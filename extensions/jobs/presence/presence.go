@@ -98,9 +98,13 @@ func (f *Folder) Bury(epoch string) {
 
 // Ring calls the processes that have entered the folder, which need not exist.
 func Ring(path string) error {
-	err := os.WriteFile(filepath.Join(path, bell), []byte(time.Now().UTC().Format(time.RFC3339Nano)), 0o600)
+	err := os.WriteFile(filepath.Join(path, bell), nil, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // nobody listens
+	}
+	if err == nil { // the time that the system notes is that of its last tick
+		now := time.Now()
+		err = os.Chtimes(filepath.Join(path, bell), now, now)
 	}
 	if err != nil {
 		return fmt.Errorf("call other processes: %w", err)
