@@ -36,7 +36,6 @@ type Job struct {
 	result   string
 	expires  int64
 	most     int // attempts
-	begun    time.Time
 
 	ctx         context.Context //nolint:containedctx // whoever claims, begins and cancels are three
 	cancel      context.CancelCauseFunc

@@ -158,13 +158,12 @@ func TestDo(t *testing.T) {
 	other := f.enqueue(t, 1, Options{})
 	for n, want := range map[int]string{1: "", 2: "the job is scheduled: no"} {
 		id := f.enqueue(t, n, Options{Delay: time.Hour})
-		err := f.jobs.Do(t.Context(), id)
-		if got := ""; err != nil {
-			if got = err.Error(); got != want {
-				t.Errorf("%d: %v", n, err)
-			}
-		} else if want != "" {
-			t.Errorf("%d: no error", n)
+		got := ""
+		if err := f.jobs.Do(t.Context(), id); err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%d: %q, want %q", n, got, want)
 		}
 	}
 	if s, err := f.jobs.Get(f.App.App, other); err != nil || s.State != Ready {
@@ -182,19 +181,13 @@ func TestDo(t *testing.T) {
 // What is kept no longer goes away, and nothing else.
 func TestSweep(t *testing.T) {
 	f := startWith(t, func(c *Config) { c.KeepMost = 1000 }, work(func(context.Context, *Job, int) error { return nil }))
-	inputs := make([]any, 1600)
-	for i := range inputs {
-		inputs[i] = i
-	}
-	if _, err := f.jobs.EnqueueAll(f.App.App, kind, inputs, Options{}); err != nil {
-		t.Fatal(err)
-	}
-	await(t, "all", func() bool { return f.count(t, queueTable) == 0 })
 	if err := f.jobs.stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if n := f.count(t, historyTable); n != len(inputs) {
-		t.Fatalf("%d in the history", n)
+	_, err := f.NonconcurrentDB().NewQuery(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1600)
+		INSERT INTO ` + historyTable + ` SELECT i, 'q', 'k', 'succeeded', 1, '', '', '', '', '', 0, 0, 1, 1, 1, unixepoch() * 1000 + i FROM n`).Execute()
+	if err != nil {
+		t.Fatal(err)
 	}
 	for more := true; more; {
 		var err error

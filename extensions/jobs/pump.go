@@ -58,12 +58,6 @@ type queue struct {
 	mean    atomic.Int64 // of run times, in nanoseconds; 0 is not known yet
 }
 
-func newQueue(name string, workers int) *queue {
-	q := &queue{name: name, workers: workers, jobs: make(chan *Job, workers+maxAhead)}
-	q.maybe.Store(true)
-	return q
-}
-
 // observe keeps a moving average.
 func (q *queue) observe(took time.Duration) {
 	old := q.mean.Load()

@@ -228,10 +228,13 @@ func (j *Jobs) declare(kind string, options map[string]any) error {
 	if s.FirstWait > defaultLongest && s.LongestWait == 0 {
 		s.LongestWait = s.FirstWait
 	}
-	before := j.err
-	j.Add(Define(s))
-	if j.err != before {
-		return j.err
+	k := Define(s)
+	if k.err == nil && j.kinds[kind] != nil {
+		k.err = fmt.Errorf("job kind %s is declared twice", kind)
 	}
+	if k.err != nil {
+		return k.err // which the hook file can catch; what is not caught stops the program
+	}
+	j.Add(k)
 	return nil
 }

@@ -180,10 +180,10 @@ func (j *Jobs) requeue(tx core.App, r result) error {
 	if r.free {
 		change["attempt"] = dbx.NewExp("attempt - 1")
 	}
-	switch r.outcome {
-	case Scheduled:
+	if r.outcome == Scheduled {
 		change["run_at"] = r.at.UnixMilli()
-	case Dead:
+	}
+	if r.outcome == Dead {
 		change["finished_at"] = r.ended.UnixMilli()
 	}
 	if _, err := tx.NonconcurrentDB().Update(queueTable, change, r.job.mine()).Execute(); err != nil {

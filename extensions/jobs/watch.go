@@ -100,22 +100,25 @@ func (j *Jobs) sweepIfDue(now time.Time) error {
 	return nil
 }
 
+// sweeping is one statement of a sweep.
+type sweeping struct {
+	query  string
+	params dbx.Params
+}
+
 // sweep removes some of each sort, and reports whether there is more.
 func (j *Jobs) sweep(tx core.App, now time.Time) (more bool, err error) {
-	for _, s := range []struct {
-		query  string
-		params dbx.Params
-	}{
-		{`DELETE FROM ` + historyTable + ` WHERE id IN (SELECT id FROM ` + historyTable + ` WHERE finished_at < {:before} ORDER BY finished_at LIMIT {:n})`,
-			dbx.Params{"before": now.Add(-j.cfg.Keep).UnixMilli()}},
-		{`DELETE FROM ` + historyTable + ` WHERE id IN (SELECT id FROM ` + historyTable + ` ORDER BY finished_at
-			LIMIT min({:n}, max(0, (SELECT count(*) FROM ` + historyTable + `) - {:most})))`, dbx.Params{"most": j.cfg.KeepMost}},
-		{`DELETE FROM ` + queueTable + ` WHERE id IN (SELECT id FROM ` + queueTable + ` WHERE state = 3 AND finished_at < {:before} LIMIT {:n})`,
-			dbx.Params{"before": now.Add(-j.cfg.KeepDead).UnixMilli()}},
-		{`DELETE FROM ` + queueTable + ` WHERE id IN (SELECT id FROM ` + queueTable + ` WHERE state = 3 AND expires_at > 0 AND expires_at < {:before} LIMIT {:n})`,
-			dbx.Params{"before": now.UnixMilli()}},
-		{`DELETE FROM ` + keysTable + ` WHERE (kind, key) IN (SELECT kind, key FROM ` + keysTable + ` WHERE until < {:before} LIMIT {:n})`,
-			dbx.Params{"before": now.UnixMilli()}},
+	old := func(from, where string, params dbx.Params) sweeping {
+		return sweeping{`DELETE FROM ` + from + ` WHERE ` + where, params}
+	}
+	past := func(d time.Duration) dbx.Params { return dbx.Params{"before": now.Add(-d).UnixMilli()} }
+	for _, s := range []sweeping{
+		old(historyTable, `id IN (SELECT id FROM `+historyTable+` WHERE finished_at < {:before} ORDER BY finished_at LIMIT {:n})`, past(j.cfg.Keep)),
+		old(historyTable, `id IN (SELECT id FROM `+historyTable+` ORDER BY finished_at
+			LIMIT min({:n}, max(0, (SELECT count(*) FROM `+historyTable+`) - {:most})))`, dbx.Params{"most": j.cfg.KeepMost}),
+		old(queueTable, `id IN (SELECT id FROM `+queueTable+` WHERE state = 3 AND finished_at < {:before} LIMIT {:n})`, past(j.cfg.KeepDead)),
+		old(queueTable, `id IN (SELECT id FROM `+queueTable+` WHERE state = 3 AND expires_at > 0 AND expires_at < {:before} LIMIT {:n})`, past(0)),
+		old(keysTable, `(kind, key) IN (SELECT kind, key FROM `+keysTable+` WHERE until < {:before} LIMIT {:n})`, past(0)),
 	} {
 		s.params["n"] = sweepBatch
 		res, err := tx.NonconcurrentDB().NewQuery(s.query).Bind(s.params).Execute()
