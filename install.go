@@ -22,6 +22,10 @@ import (
 	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/jobs"
+	"github.com/satchelbase/satchel/extensions/jobs/console"
+	"github.com/satchelbase/satchel/extensions/jobs/mail"
+	"github.com/satchelbase/satchel/extensions/jobs/script"
+	"github.com/satchelbase/satchel/extensions/leader"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/passkeys"
@@ -58,11 +62,24 @@ func about(cfg config, db *store.Store, ops *operations.Operations, queue *jobs.
 
 // scripts is what JavaScript hooks may use besides what PocketBase gives them.
 func scripts(ops *operations.Operations, queue *jobs.Jobs) program.Scripts {
+	background := script.New(queue)
 	return program.Scripts{
-		Globals: []func(*goja.Runtime) error{ops.Script, queue.Script},
-		Host:    func(app core.App) core.App { return queue.Host(app) },
+		Globals: []func(*goja.Runtime) error{ops.Script, background.Globals},
+		Host:    func(app core.App) core.App { return background.Host(app) },
 	}
 }
+
+// newMails sends mails through the queue.
+func newMails(cfg jobs.Config, queue *jobs.Jobs) *mail.Mails { return mail.New(queue, cfg.Mail) }
+
+// background is the queue with what belongs to it.
+func background(queue *jobs.Jobs, mails *mail.Mails, deps jobs.Deps) extensions.Extension {
+	deps.Leader = leader.Alone().Is
+	return console.Extend(mails.Extend(queue.Extension(deps)), queue)
+}
+
+// queueOperations let admins look after jobs.
+func queueOperations(queue *jobs.Jobs) []operations.Operation { return console.Operations(queue) }
 
 // addCommands puts the commands of the program and of its features on the command line.
 func addCommands(pb *pocketbase.PocketBase, h *extensions.Host, list []extensions.Extension, cfg config, info program.Info) {

@@ -28,7 +28,6 @@ import (
 	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/impersonation"
 	"github.com/satchelbase/satchel/extensions/jobs"
-	"github.com/satchelbase/satchel/extensions/leader"
 	"github.com/satchelbase/satchel/extensions/live"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
@@ -69,10 +68,11 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 	sess := sessions.New(cfg.sessions, sessions.Deps{
 		Vault: vault, Audit: log.Append, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Password: hasher.Verify, SecondFactor: totp.Enabled,
 	})
+	mails := newMails(cfg.jobs, queue)
 	all := func() []extensions.Extension { return list }
-	groups := teams.New(cfg.teams, teams.Deps{PublicURL: cfg.general.PublicURL, Audit: log.Note, Mail: queue.Mail})
+	groups := teams.New(cfg.teams, teams.Deps{PublicURL: cfg.general.PublicURL, Audit: log.Note, Mail: mails.Send})
 	accounts := newAccounts(cfg.account, queue, sess, db, log, vault.Key)
-	ops.Add(hooks.Operations(), groups.Operations(), accounts.Operations(), queue.Operations())
+	ops.Add(hooks.Operations(), groups.Operations(), accounts.Operations(), queueOperations(queue))
 	list = []extensions.Extension{
 		api.New(cfg.api),
 		logs.New(cfg.logs),
@@ -106,7 +106,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 			Role: admins.May, Staff: []string{admins.Collection}, Key: apikeys.Presented, Recent: sess.Recent, Attested: gate.Require, Audit: log.Append,
 		}),
 		groups.Extension(),
-		queue.Extension(jobs.Deps{Vault: vault, Leader: leader.Alone().Is}),
+		background(queue, mails, jobs.Deps{Vault: vault}),
 		accounts.Extension(),
 		records.New(cfg.records, db),
 		idempotency.New(cfg.idempotency, idempotency.Deps{

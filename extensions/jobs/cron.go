@@ -11,6 +11,9 @@ import (
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/jobs/schedule"
+	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
 
 const (
@@ -51,21 +54,21 @@ func (j *Jobs) fire(tx core.App, now time.Time) (time.Time, error) {
 
 func (j *Jobs) fireOne(tx core.App, k *Kind, now time.Time) (due time.Time, err error) {
 	var last int64
-	err = tx.NonconcurrentDB().NewQuery(`SELECT last_at FROM ` + scheduleTable + ` WHERE kind = {:kind}`).Bind(dbx.Params{"kind": k.name}).Row(&last)
+	err = tx.NonconcurrentDB().NewQuery(`SELECT last_at FROM ` + table.Schedules + ` WHERE kind = {:kind}`).Bind(dbx.Params{"kind": k.name}).Row(&last)
 	if errors.Is(err, sql.ErrNoRows) {
-		return next(k.schedule, now), j.fired(tx, k, now)
+		return schedule.Next(k.schedule, now), j.fired(tx, k, now)
 	}
 	if err != nil {
 		return due, fmt.Errorf("read last time: %w", err)
 	}
-	due = next(k.schedule, time.UnixMilli(last))
+	due = schedule.Next(k.schedule, time.UnixMilli(last))
 	if due.IsZero() || due.After(now) {
 		return due, nil
 	}
-	if recent := next(k.schedule, now.Add(-missedIn)); !recent.IsZero() && recent.After(due) {
+	if recent := schedule.Next(k.schedule, now.Add(-missedIn)); !recent.IsZero() && recent.After(due) {
 		due = recent
 	}
-	for later := next(k.schedule, due); !later.IsZero() && !later.After(now); later = next(k.schedule, due) {
+	for later := schedule.Next(k.schedule, due); !later.IsZero() && !later.After(now); later = schedule.Next(k.schedule, due) {
 		due = later
 	}
 	if k.catchUp || now.Sub(due) < punctual {
@@ -77,11 +80,11 @@ func (j *Jobs) fireOne(tx core.App, k *Kind, now time.Time) (due time.Time, err 
 			j.nudge()
 		}
 	}
-	return next(k.schedule, now), j.fired(tx, k, now)
+	return schedule.Next(k.schedule, now), j.fired(tx, k, now)
 }
 
 func (j *Jobs) fired(tx core.App, k *Kind, now time.Time) error {
-	_, err := tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + scheduleTable + ` (kind, last_at) VALUES ({:kind}, {:now})
+	_, err := tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + table.Schedules + ` (kind, last_at) VALUES ({:kind}, {:now})
 		ON CONFLICT (kind) DO UPDATE SET last_at = excluded.last_at`).Bind(dbx.Params{"kind": k.name, "now": now.UnixMilli()}).Execute()
 	if err != nil {
 		return fmt.Errorf("write last time: %w", err)

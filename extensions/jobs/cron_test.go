@@ -8,6 +8,9 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/cron"
+
+	"github.com/satchelbase/satchel/extensions/jobs/schedule"
+	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
 
 func TestNext(t *testing.T) {
@@ -30,7 +33,7 @@ func TestNext(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := next(s, at(c[1])); !got.Equal(at(c[2])) {
+		if got := schedule.Next(s, at(c[1])); !got.Equal(at(c[2])) {
 			t.Errorf("%s after %s: %s, want %s", c[0], c[1], got, c[2])
 		}
 	}
@@ -45,13 +48,13 @@ func TestSchedule(t *testing.T) {
 	if err := f.jobs.Pause(f.App.App, "later"); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the first look", func() bool { return f.count(t, scheduleTable) == 2 })
+	await(t, "the first look", func() bool { return f.count(t, table.Schedules) == 2 })
 	if err := f.jobs.stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	fire := func(last, now time.Time, hourly, careful int) {
 		t.Helper()
-		if _, err := f.NonconcurrentDB().Update(scheduleTable, dbx.Params{"last_at": last.UnixMilli()}, nil).Execute(); err != nil {
+		if _, err := f.NonconcurrentDB().Update(table.Schedules, dbx.Params{"last_at": last.UnixMilli()}, nil).Execute(); err != nil {
 			t.Fatal(err)
 		}
 		for range 2 { // a second process finds nothing to do
@@ -67,11 +70,11 @@ func TestSchedule(t *testing.T) {
 			}
 		}
 		for kind, want := range map[string]int{"test.hourly": hourly, "test.careful": careful} {
-			if got := f.count(t, queueTable+" WHERE kind = '"+kind+"'"); got != want {
+			if got := f.count(t, table.Queue+" WHERE kind = '"+kind+"'"); got != want {
 				t.Errorf("%s: %d jobs, want %d", kind, got, want)
 			}
 		}
-		if _, err := f.NonconcurrentDB().Delete(queueTable, nil).Execute(); err != nil {
+		if _, err := f.NonconcurrentDB().Delete(table.Queue, nil).Execute(); err != nil {
 			t.Fatal(err)
 		}
 	}

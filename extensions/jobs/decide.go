@@ -1,12 +1,12 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/pocketbase/dbx"
@@ -15,6 +15,7 @@ import (
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/internal/pb"
+	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
 
 // Codes of what is refused.
@@ -29,28 +30,14 @@ const waitEvery = 100 * time.Millisecond
 
 // Cancel ends a job that nobody works on, dead ones too, and reports whether it was one.
 func (j *Jobs) Cancel(tx core.App, id string) (bool, error) {
-	number, err := parseID(id)
+	number, err := table.ParseID(id)
 	if err != nil {
 		return false, nil //nolint:nilerr // no job has the id
 	}
 	cancelled := false
-	err = tx.RunInTransaction(func(tx core.App) error {
-		res, err := tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + historyTable + ` (id, outcome, finished_at, result, error, done, total, queue, kind, attempt,
-				owner_collection, owner, request, run_at, created_at, started_at)
-			SELECT id, {:outcome}, {:now}, '', error, done, total, queue, kind, attempt, owner_collection, owner, request, run_at, created_at, started_at
-			FROM ` + queueTable + ` WHERE id = {:id} AND state <> 1`).
-			Bind(dbx.Params{"id": number, "outcome": string(Cancelled), "now": j.now().UnixMilli()}).Execute()
-		if err != nil {
-			return fmt.Errorf("cancel job: %w", err)
-		}
-		n, err := res.RowsAffected()
-		if cancelled = n > 0; err != nil || n == 0 {
-			return err
-		}
-		if _, err := tx.NonconcurrentDB().Delete(queueTable, dbx.HashExp{"id": number}).Execute(); err != nil {
-			return fmt.Errorf("cancel job: %w", err)
-		}
-		return nil
+	err = tx.RunInTransaction(func(tx core.App) (err error) {
+		cancelled, err = table.Cancel(tx, number, j.now())
+		return err
 	})
 	return cancelled, err
 }
@@ -63,19 +50,15 @@ func (j *Jobs) Interrupt(tx core.App, id string) error {
 		if err != nil || cancelled {
 			return err
 		}
-		if _, err := find(tx, id); err != nil {
+		if _, err := table.Find(tx, id); err != nil {
 			return err
 		}
-		number, err := parseID(id)
+		number, err := table.ParseID(id)
 		if err != nil {
 			return err
 		}
-		res, err := tx.NonconcurrentDB().Update(queueTable, dbx.Params{"cancelled": 1}, dbx.HashExp{"id": number, "state": running}).Execute()
-		if err != nil {
-			return fmt.Errorf("interrupt job: %w", err)
-		}
-		if n, err := res.RowsAffected(); err != nil || n == 0 {
-			return errors.Join(err, ErrNotWaiting)
+		if found, err := table.Interrupt(tx, number); err != nil || !found {
+			return cmp.Or(err, error(ErrNotWaiting))
 		}
 		pb.AfterCommit(tx, j.hurry)
 		return nil
@@ -86,28 +69,26 @@ func (j *Jobs) Interrupt(tx core.App, id string) error {
 // what the job was given.
 func (j *Jobs) Retry(tx core.App, id string, payload json.RawMessage) error {
 	return tx.RunInTransaction(func(tx core.App) error {
-		found, err := find(tx, id)
+		found, err := table.Find(tx, id)
 		switch {
 		case err != nil:
 			return err
 		case found.Outcome != "":
 			return ErrNotWaiting
-		case found.State == running:
+		case found.State == table.IsRunning:
 			return ErrRunning
 		}
-		change := dbx.Params{
-			"state": ready, "run_at": j.now().UnixMilli(), "attempt": 0, "finished_at": 0, "cancelled": 0, "expires_at": dbx.NewExp("CASE state WHEN 3 THEN 0 ELSE expires_at END"),
-		}
+		sealed := ""
 		if payload != nil {
-			if change["payload"], err = j.replacement(found, payload); err != nil {
+			if sealed, err = j.replacement(found, payload); err != nil {
 				return err
 			}
 		}
-		if _, err := tx.NonconcurrentDB().Update(queueTable, change, dbx.HashExp{"id": found.ID}).Execute(); err != nil {
-			if strings.Contains(err.Error(), "UNIQUE constraint failed") {
+		if err := table.Retry(tx, found.ID, sealed, j.now()); err != nil {
+			if errors.Is(err, table.ErrKeyTaken) {
 				return ErrKeyTaken
 			}
-			return fmt.Errorf("retry job: %w", err)
+			return err
 		}
 		pb.AfterCommit(tx, func() { j.rouse(found.Queue, 0) })
 		return nil
@@ -115,7 +96,7 @@ func (j *Jobs) Retry(tx core.App, id string, payload json.RawMessage) error {
 }
 
 // replacement checks what an operator gives a job instead.
-func (j *Jobs) replacement(found *row, payload json.RawMessage) (string, error) {
+func (j *Jobs) replacement(found *table.Row, payload json.RawMessage) (string, error) {
 	k := j.kinds[found.Kind]
 	if k == nil {
 		return "", api.InvalidBody(api.FieldError{Field: "payload", Code: api.ErrValidation.Name, Message: "this program does not know the kind " + found.Kind})
@@ -131,19 +112,12 @@ func (j *Jobs) replacement(found *row, payload json.RawMessage) (string, error) 
 }
 
 // Pause keeps jobs of a queue from being begun, and Resume lets them.
-func (j *Jobs) Pause(tx core.App, queue string) error {
-	_, err := tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + queuesTable + ` (name, paused_at) VALUES ({:queue}, {:now}) ON CONFLICT DO NOTHING`).
-		Bind(dbx.Params{"queue": queue, "now": j.now().UnixMilli()}).Execute()
-	if err != nil {
-		return fmt.Errorf("pause queue: %w", err)
-	}
-	return nil
-}
+func (j *Jobs) Pause(tx core.App, queue string) error { return table.Pause(tx, queue, j.now()) }
 
 // Resume ends a pause.
 func (j *Jobs) Resume(tx core.App, queue string) error {
-	if _, err := tx.NonconcurrentDB().Delete(queuesTable, dbx.HashExp{"name": queue}).Execute(); err != nil {
-		return fmt.Errorf("resume queue: %w", err)
+	if err := table.Resume(tx, queue); err != nil {
+		return err
 	}
 	pb.AfterCommit(tx, j.hurry)
 	return nil
@@ -167,7 +141,7 @@ func (j *Jobs) Do(ctx context.Context, id string) error {
 		return err
 	}
 	if !j.awake.Load() {
-		if j.only, err = parseID(id); err != nil {
+		if j.only, err = table.ParseID(id); err != nil {
 			return err
 		}
 		defer func() { j.only = 0 }()
@@ -183,14 +157,14 @@ func (j *Jobs) Do(ctx context.Context, id string) error {
 	ticker := time.NewTicker(waitEvery)
 	defer ticker.Stop()
 	for {
-		found, err := find(j.app, id)
+		found, err := table.Find(j.app, id)
 		switch {
 		case err != nil:
 			return err
-		case found.state() == Succeeded:
+		case found.Stands() == Succeeded:
 			return nil
-		case found.status().Ended(), found.State == scheduled && found.Attempt > before:
-			return fmt.Errorf("the job is %s: %s", found.state(), found.Error)
+		case found.Status().Ended(), found.State == table.IsScheduled && found.Attempt > before:
+			return fmt.Errorf("the job is %s: %s", found.Stands(), found.Error)
 		}
 		select {
 		case <-ctx.Done():
@@ -202,17 +176,46 @@ func (j *Jobs) Do(ctx context.Context, id string) error {
 
 // urge makes a job due now that waits for its time, and returns how many attempts it has had.
 func (j *Jobs) urge(id string) (attempts int, err error) {
-	found, err := find(j.app, id)
+	found, err := table.Find(j.app, id)
 	if err != nil || found.Outcome != "" {
 		return 0, err
 	}
-	_, err = j.app.NonconcurrentDB().Update(queueTable, dbx.Params{"state": ready, "run_at": j.now().UnixMilli()}, dbx.HashExp{"id": found.ID, "state": scheduled}).Execute()
+	_, err = j.app.NonconcurrentDB().Update(table.Queue, dbx.Params{"state": table.IsReady, "run_at": j.now().UnixMilli()}, dbx.HashExp{"id": found.ID, "state": table.IsScheduled}).Execute()
 	if err != nil {
 		return 0, fmt.Errorf("hurry job: %w", err)
 	}
-	if found.State == running {
+	if found.State == table.IsRunning {
 		found.Attempt-- // what is to come is the end of this one
 	}
 	j.rouse(found.Queue, 0)
 	return found.Attempt, nil
+}
+
+// Get returns where a job stands. The error is [ErrNotFound] if there is none.
+func (j *Jobs) Get(app core.App, id string) (Status, error) {
+	found, err := table.Find(app, id)
+	if err != nil {
+		return Status{}, err
+	}
+	return found.Status(), nil
+}
+
+// Forget removes the jobs of an owner that nobody works on, and what names the owner in the others.
+func (j *Jobs) Forget(tx core.App, owner Owner) error {
+	return table.Forget(tx, owner.Collection, owner.ID)
+}
+
+// handleGet shows a job to its owner. To anybody else it does not exist.
+func (j *Jobs) handleGet(e *core.RequestEvent) error {
+	if e.Auth == nil {
+		return api.ErrUnauthorized
+	}
+	found, err := table.Find(e.App, e.Request.PathValue("id"))
+	if errors.Is(err, ErrNotFound) || err == nil && ownerOf(found) != OwnerOf(e.Auth) {
+		return api.ErrNotFound
+	}
+	if err != nil {
+		return err
+	}
+	return api.Write(e, http.StatusOK, found.Status())
 }

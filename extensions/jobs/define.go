@@ -12,6 +12,9 @@ import (
 
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/cron"
+
+	"github.com/satchelbase/satchel/extensions/jobs/schedule"
+	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
 
 // Defaults of a kind.
@@ -155,34 +158,10 @@ func (k *Kind) mistake(idle bool) error {
 	if k.schedule, err = cron.NewSchedule(k.cron); err != nil {
 		return fmt.Errorf("job kind %s: the schedule %q: %w", k.name, k.cron, err)
 	}
-	if next(k.schedule, time.Now()).IsZero() {
+	if schedule.Next(k.schedule, time.Now()).IsZero() {
 		return fmt.Errorf("job kind %s: the schedule %q has no time", k.name, k.cron)
 	}
 	return nil
-}
-
-// next is the first time of the schedule after t, in UTC; zero if there is none in the next four years.
-func next(s *cron.Schedule, t time.Time) time.Time {
-	t = t.UTC().Truncate(time.Minute).Add(time.Minute)
-	for end := t.AddDate(4, 0, 1); t.Before(end); {
-		m := cron.NewMoment(t)
-		if s.IsDue(m) {
-			return t
-		}
-		_, month := s.Months[m.Month]
-		_, day := s.Days[m.Day]
-		_, weekday := s.DaysOfWeek[m.DayOfWeek]
-		_, hour := s.Hours[m.Hour]
-		switch {
-		case !month || !day || !weekday:
-			t = t.Truncate(24 * time.Hour).Add(24 * time.Hour)
-		case !hour:
-			t = t.Truncate(time.Hour).Add(time.Hour)
-		default:
-			t = t.Add(time.Minute)
-		}
-	}
-	return time.Time{}
 }
 
 // Owner is the account on whose behalf a job works. Collection is an id. The zero value is the program.
@@ -201,7 +180,30 @@ func OwnerOf(account *core.Record) Owner {
 var ErrLost = errors.New("the job belongs to another process")
 
 // ErrNotFound says that there is no job with an id.
-var ErrNotFound = errors.New("there is no such job")
+var ErrNotFound = table.ErrNotFound
+
+// State is where a job stands.
+type State = table.State
+
+// States of a job; see the package table.
+const (
+	Ready     = table.Ready
+	Running   = table.Running
+	Scheduled = table.Scheduled
+	Dead      = table.Dead
+	Held      = table.Held
+	Succeeded = table.Succeeded
+	Cancelled = table.Cancelled
+	Expired   = table.Expired
+)
+
+// Status is a job as its owner sees it.
+type Status = table.Status
+
+// Tables lists those of the feature. No rule, collection or view reads them.
+func Tables() []string { return table.Names() }
+
+func ownerOf(r *table.Row) Owner { return Owner{Collection: r.OwnerCollection, ID: r.Owner} }
 
 // errCancelled ends the context of a job that is cancelled while it runs.
 var errCancelled = errors.New("the job was cancelled")

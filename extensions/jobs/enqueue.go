@@ -1,8 +1,8 @@
 package jobs
 
 import (
+	"cmp"
 	"crypto/sha256"
-	"database/sql"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -10,10 +10,10 @@ import (
 	"slices"
 	"time"
 
-	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/internal/pb"
+	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
 
 const (
@@ -95,51 +95,43 @@ func (o Options) due(now time.Time) time.Time {
 	return o.At.Add(o.Delay)
 }
 
-// wanted is one job to be inserted.
-type wanted struct {
-	id              int64
-	payload, unique string
-}
-
 // insert writes up to maxBatch jobs and returns their ids, or those of the jobs that have their keys already.
 func (j *Jobs) insert(tx core.App, k *Kind, inputs []any, o Options, now time.Time) ([]string, error) {
 	if o.Priority < 0 || o.Priority > 9 || o.KeyFor < 0 || len(o.Key) > 500 || len(o.Lane) > 500 {
 		return nil, errors.New("the priority is 1 to 9, a key or lane at most 500 bytes, and a time not negative")
 	}
 	ids := make([]string, len(inputs))
-	var list []any
-	var asked []wanted
+	var asked []table.Fresh
 	for i, input := range inputs {
 		w, err := j.want(k, input, o, now)
 		if err != nil {
 			return nil, err
 		}
 		if o.KeyFor > 0 {
-			taken, err := j.reserve(tx, k.name, &w, now, o.KeyFor)
+			taken, err := table.Reserve(tx, k.name, w, now, o.KeyFor)
 			if err != nil {
 				return nil, err
 			}
 			if taken != 0 {
-				ids[i] = formatID(taken)
+				ids[i] = table.FormatID(taken)
 				continue
 			}
 		}
-		ids[i] = formatID(w.id)
+		ids[i] = table.FormatID(w.ID)
 		asked = append(asked, w)
-		list = append(list, []any{w.id, w.unique, w.payload})
 	}
-	if len(list) == 0 {
+	if len(asked) == 0 {
 		return ids, nil
 	}
-	made, err := j.write(tx, k, list, o, now)
-	if err != nil || len(made) == len(list) {
+	made, err := j.write(tx, k, asked, o, now)
+	if err != nil || len(made) == len(asked) {
 		return ids, err
 	}
 	for _, w := range asked {
-		if slices.Contains(made, w.id) {
+		if slices.Contains(made, w.ID) {
 			continue
 		}
-		at := slices.Index(ids, formatID(w.id))
+		at := slices.Index(ids, table.FormatID(w.ID))
 		if ids[at], err = j.holder(tx, k, w, inputs[at], o, now); err != nil {
 			return nil, err
 		}
@@ -148,11 +140,9 @@ func (j *Jobs) insert(tx core.App, k *Kind, inputs []any, o Options, now time.Ti
 }
 
 // holder finds the job that has the key. Without one it was the id that was taken, and another one is.
-func (j *Jobs) holder(tx core.App, k *Kind, w wanted, input any, o Options, now time.Time) (string, error) {
-	var id int64
-	err := tx.NonconcurrentDB().NewQuery(`SELECT id FROM ` + queueTable + ` WHERE kind = {:kind} AND unique_key = {:key} AND unique_key <> '' AND state <> 3`).
-		Bind(dbx.Params{"kind": k.name, "key": w.unique}).Row(&id)
-	if errors.Is(err, sql.ErrNoRows) {
+func (j *Jobs) holder(tx core.App, k *Kind, w table.Fresh, input any, o Options, now time.Time) (string, error) {
+	id, err := table.HolderOf(tx, k.name, w.Key)
+	if errors.Is(err, ErrNotFound) {
 		again, err := j.insert(tx, k, []any{input}, o, now)
 		if err != nil {
 			return "", err
@@ -160,14 +150,14 @@ func (j *Jobs) holder(tx core.App, k *Kind, w wanted, input any, o Options, now 
 		return again[0], nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("find job with the same key: %w", err)
+		return "", err
 	}
-	return formatID(id), nil
+	return table.FormatID(id), nil
 }
 
 // want prepares a job: its input is checked, and sealed if the kind says so.
-func (j *Jobs) want(k *Kind, input any, o Options, now time.Time) (wanted, error) {
-	w := wanted{id: j.ids.next(now), unique: o.Key}
+func (j *Jobs) want(k *Kind, input any, o Options, now time.Time) (table.Fresh, error) {
+	w := table.Fresh{ID: j.ids.Next(now), Key: o.Key}
 	raw, err := marshal(input)
 	if err != nil {
 		return w, err
@@ -177,9 +167,9 @@ func (j *Jobs) want(k *Kind, input any, o Options, now time.Time) (wanted, error
 	}
 	if o.KeyByInput {
 		sum := sha256.Sum256([]byte(raw))
-		w.unique += "#" + hex.EncodeToString(sum[:16])
+		w.Key += "#" + hex.EncodeToString(sum[:16])
 	}
-	w.payload, err = j.seal(k, w.id, raw)
+	w.Payload, err = j.seal(k, w.ID, raw)
 	return w, err
 }
 
@@ -194,56 +184,18 @@ func (j *Jobs) seal(k *Kind, id int64, plain string) (string, error) {
 	return sealed, nil
 }
 
-func sealedFor(id int64) string { return queueTable + "|payload|" + formatID(id) }
-
-// reserve takes the key for a time, and returns the job that has it if it is taken.
-func (j *Jobs) reserve(tx core.App, kind string, w *wanted, now time.Time, period time.Duration) (taken int64, err error) {
-	if w.unique == "" {
-		return 0, errors.New("KeyFor needs a Key or KeyByInput")
-	}
-	err = tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + keysTable + ` (kind, key, job, until) VALUES ({:kind}, {:key}, {:job}, {:until})
-		ON CONFLICT (kind, key) DO UPDATE SET job = CASE WHEN until <= {:now} THEN excluded.job ELSE job END,
-			until = CASE WHEN until <= {:now} THEN excluded.until ELSE until END RETURNING job`).
-		Bind(dbx.Params{"kind": kind, "key": w.unique, "job": w.id, "until": now.Add(period).UnixMilli(), "now": now.UnixMilli()}).Row(&taken)
-	if err != nil {
-		return 0, fmt.Errorf("take the key: %w", err)
-	}
-	if taken == w.id {
-		return 0, nil
-	}
-	return taken, nil
-}
+func sealedFor(id int64) string { return table.Queue + "|payload|" + table.FormatID(id) }
 
 // write inserts the jobs whose ids and keys are free, and returns the ids.
-func (j *Jobs) write(tx core.App, k *Kind, list []any, o Options, now time.Time) (made []int64, err error) {
-	rows, err := json.Marshal(list)
-	if err != nil {
-		return nil, fmt.Errorf("marshal jobs: %w", err)
+func (j *Jobs) write(tx core.App, k *Kind, list []table.Fresh, o Options, now time.Time) (made []int64, err error) {
+	b := table.Batch{
+		Queue: k.queue, Kind: k.name, State: table.IsReady, Priority: cmp.Or(o.Priority, k.priority), At: o.due(now), Expires: o.Expires,
+		Attempts: k.attempts, Lane: o.Lane, OwnerCollection: o.Owner.Collection, Owner: o.Owner.ID, Request: o.Request, Sealed: k.sealed, Now: now,
 	}
-	at, state := o.due(now), ready
-	if at.After(now) {
-		state = scheduled
+	if b.At.After(now) {
+		b.State = table.IsScheduled
 	}
-	priority, isSealed := o.Priority, 0
-	if priority == 0 {
-		priority = k.priority
-	}
-	if k.sealed {
-		isSealed = 1
-	}
-	err = tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + queueTable + ` (id, unique_key, payload, queue, kind, state, priority, run_at, expires_at, max_attempts,
-			lane, owner_collection, owner, request, sealed, created_at)
-		SELECT value->>0, value->>1, value->>2, {:queue}, {:kind}, {:state}, {:priority}, {:at}, {:expires}, {:most},
-			{:lane}, {:collection}, {:owner}, {:request}, {:sealed}, {:now}
-		FROM json_each({:rows}) WHERE true ON CONFLICT DO NOTHING RETURNING id`).
-		Bind(dbx.Params{
-			"rows": string(rows), "queue": k.queue, "kind": k.name, "state": state, "priority": priority, "at": at.UnixMilli(), "expires": millis(o.Expires),
-			"most": k.attempts, "lane": o.Lane, "collection": o.Owner.Collection, "owner": o.Owner.ID, "request": o.Request, "sealed": isSealed, "now": now.UnixMilli(),
-		}).Column(&made)
-	if err != nil {
-		return nil, fmt.Errorf("write jobs: %w", err)
-	}
-	return made, nil
+	return table.Insert(tx, b, list)
 }
 
 func marshal(value any) (string, error) {

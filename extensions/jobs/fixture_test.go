@@ -9,7 +9,6 @@ import (
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
 	"github.com/satchelbase/satchel/extensions/internal/secret"
-	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
 )
@@ -22,7 +21,7 @@ type fixture struct {
 	db   *store.Store
 }
 
-// start returns an application that does jobs of the kinds. Mails go through the queue.
+// start returns an application that does jobs of the kinds.
 func start(t testing.TB, kinds ...Kind) *fixture { return startWith(t, nil, kinds...) }
 
 func startWith(t testing.TB, change func(*Config), kinds ...Kind) *fixture {
@@ -40,11 +39,9 @@ func startWith(t testing.TB, change func(*Config), kinds ...Kind) *fixture {
 	}
 	j := New(cfg)
 	j.Add(kinds...)
-	ops := operations.New()
-	ops.Add(j.Operations())
 	f := &fixture{jobs: j, db: db}
 	f.App = apptest.Open(t, db.Connect, api.New(settings.Defaults[api.Config]()), store.New(db),
-		j.Extension(Deps{Vault: secret.Fixed([]byte("root key of the tests"))}), ops.Extension(operations.Deps{}))
+		j.Extension(Deps{Vault: secret.Fixed([]byte("root key of the tests"))}))
 	return f
 }
 

@@ -10,6 +10,8 @@ import (
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
 
 // maxSteps bounds the names of the steps that a job remembers.
@@ -124,7 +126,7 @@ func (j *Job) write(tx core.App, change dbx.Params) error {
 	}
 	change["done"], change["total"] = j.done.Load(), j.total.Load()
 	change["lease_until"] = j.jobs.now().Add(lease).UnixMilli()
-	res, err := tx.NonconcurrentDB().Update(queueTable, change, j.mine()).Execute()
+	res, err := tx.NonconcurrentDB().Update(table.Queue, change, j.mine()).Execute()
 	if err != nil {
 		return err
 	}
@@ -138,7 +140,7 @@ func (j *Job) write(tx core.App, change dbx.Params) error {
 
 // mine is the condition under which the row is this attempt's.
 func (j *Job) mine() dbx.Expression {
-	return dbx.HashExp{"id": j.id, "epoch": j.jobs.epoch, "attempt": j.Attempt, "state": running}
+	return dbx.HashExp{"id": j.id, "epoch": j.jobs.epoch, "attempt": j.Attempt, "state": table.IsRunning}
 }
 
 // lose ends the attempt without a word: the job is somebody else's.

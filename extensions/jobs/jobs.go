@@ -15,7 +15,7 @@
 // Settings: SATCHEL_JOBS_*. Tables: jobs_queue, jobs_history, jobs_keys, jobs_queues, jobs_schedules. Folder: jobs in the
 // data folder, with an empty file for each process. Route: GET /api/v1/jobs/{id}, for the owner. Operations for admins:
 // jobs.list, jobs.show, jobs.queues, jobs.retry, jobs.cancel, jobs.pause, jobs.resume. Commands: jobs. JavaScript hooks:
-// $jobs. Failure modes: a job that fails is tried again with growing waits and is dead when its attempts are used up;
+// $jobs. What operators and scripts use, and mails, are packages below this one. Failure modes: a job that fails is tried again with growing waits and is dead when its attempts are used up;
 // dead jobs wait for somebody to retry, edit or cancel them, and the check "jobs" tells of them.
 package jobs
 
@@ -33,13 +33,12 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
-	"github.com/pocketbase/pocketbase/tools/hook"
 	"github.com/pocketbase/pocketbase/tools/router"
-	"github.com/spf13/cobra"
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/internal/secret"
 	"github.com/satchelbase/satchel/extensions/jobs/presence"
+	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
 
 // Config is read from SATCHEL_JOBS_*.
@@ -103,19 +102,17 @@ type Deps struct {
 
 // Jobs is the feature. It is safe for concurrent use once it is bound to an application.
 type Jobs struct {
-	cfg    Config
-	deps   Deps
-	epoch  string // of this process
-	now    func() time.Time
-	ids    counter
-	kinds  map[string]*Kind
-	err    error // of declarations
-	script hook.Hook[*Event]
+	cfg   Config
+	deps  Deps
+	epoch string // of this process
+	now   func() time.Time
+	ids   table.Counter
+	kinds map[string]*Kind
+	err   error // of declarations
 
 	schedules int // kinds with one
 	app       core.App
 	logger    *slog.Logger
-	lives     sync.Map // *mailer.Message that is on its way into the queue -> until when it makes sense
 
 	present presence.Folder
 	queues  map[string]*queue
@@ -152,43 +149,44 @@ func New(cfg Config) *Jobs {
 // the queue.
 func (j *Jobs) Add(kinds ...Kind) {
 	for _, k := range kinds {
-		switch {
-		case k.err != nil:
-			j.err = errors.Join(j.err, k.err)
-			continue
-		case j.kinds[k.name] != nil:
-			j.err = errors.Join(j.err, fmt.Errorf("job kind %s is declared twice", k.name))
-			continue
-		}
-		j.kinds[k.name] = &k
-		if k.schedule != nil {
-			j.schedules++
-		}
-		if j.queues[k.queue] == nil {
-			n := j.cfg.Queues[k.queue]
-			if n == 0 {
-				n = j.cfg.Workers
-			}
-			j.queues[k.queue] = &queue{name: k.queue, workers: n}
-		}
+		j.err = errors.Join(j.err, j.TryAdd(k))
 	}
+}
+
+// TryAdd declares a kind and returns what is wrong with it, which otherwise stops the program when it starts.
+func (j *Jobs) TryAdd(k Kind) error {
+	switch {
+	case k.err != nil:
+		return k.err
+	case j.kinds[k.name] != nil:
+		return fmt.Errorf("job kind %s is declared twice", k.name)
+	}
+	j.kinds[k.name] = &k
+	if k.schedule != nil {
+		j.schedules++
+	}
+	if j.queues[k.queue] == nil {
+		n := j.cfg.Queues[k.queue]
+		if n == 0 {
+			n = j.cfg.Workers
+		}
+		j.queues[k.queue] = &queue{name: k.queue, workers: n}
+	}
+	return nil
 }
 
 // Extension is the feature as the program lists it. It must come before the extensions that declare kinds, so that it
 // stops after them.
 func (j *Jobs) Extension(deps Deps) extensions.Extension {
 	j.deps = deps
-	if j.cfg.Mail && deps.Vault != nil {
-		j.Add(j.mailKind())
-	}
 	return extensions.Extension{
 		Name:     "jobs",
 		Settings: j.cfg,
 		Codes:    []*extensions.Code{ErrRunning, ErrNotWaiting, ErrKeyTaken},
 		Tables:   Tables(),
 		Migrations: []extensions.Migration{
-			extensions.Tables(1795503000, "create_tables", schema(), Tables()...),
-			{Unix: 1795503001, What: "take_over_runs", Up: takeOverRuns, Down: func(core.App) error { return nil }},
+			extensions.Tables(1795503000, "create_tables", table.Schema(), Tables()...),
+			{Unix: 1795503001, What: "take_over_runs", Up: table.TakeOverRuns, Down: func(core.App) error { return nil }},
 		},
 		Bind: func(h *extensions.Host) error {
 			j.app, j.logger = h.App, h.Logger
@@ -197,17 +195,24 @@ func (j *Jobs) Extension(deps Deps) extensions.Extension {
 					return fmt.Errorf("job kind %s is sealed, and there is no vault", k.name)
 				}
 			}
-			j.bindMail(h.App)
 			return j.err
 		},
-		Middlewares: j.middlewares(),
-		Routes:      func(g *router.RouterGroup[*core.RequestEvent]) { g.GET("/{id}", j.handleGet) },
-		Start:       j.start,
-		Stop:        j.stop, StopTimeout: j.cfg.Drain + 10*time.Second,
-		Checks:   []extensions.Check{{Name: "jobs", Run: j.check}},
-		Metrics:  j.metrics(),
-		Commands: func(h *extensions.Host) []*cobra.Command { return []*cobra.Command{j.command(h)} },
+		Routes: func(g *router.RouterGroup[*core.RequestEvent]) { g.GET("/{id}", j.handleGet) },
+		Start:  j.start,
+		Stop:   j.stop, StopTimeout: j.cfg.Drain + 10*time.Second,
 	}
+}
+
+// App is the application that the feature is bound to.
+func (j *Jobs) App() core.App { return j.app }
+
+// Workers is how many jobs are done at a time, by queue.
+func (j *Jobs) Workers() map[string]int {
+	list := make(map[string]int, len(j.queues))
+	for name, q := range j.queues {
+		list[name] = q.workers
+	}
+	return list
 }
 
 func (j *Jobs) folder() string { return filepath.Join(j.app.DataDir(), "jobs") }

@@ -13,17 +13,18 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/jobs/presence"
+	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
 
 // steal makes a job another process's.
 func (f *fixture) steal(t testing.TB, id, epoch string, leaseUntil time.Time, attempt int) {
 	t.Helper()
-	number, err := parseID(id)
+	number, err := table.ParseID(id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = f.NonconcurrentDB().Update(queueTable, dbx.Params{
-		"state": running, "epoch": epoch, "lease_until": leaseUntil.UnixMilli(), "attempt": attempt,
+	_, err = f.NonconcurrentDB().Update(table.Queue, dbx.Params{
+		"state": table.IsRunning, "epoch": epoch, "lease_until": leaseUntil.UnixMilli(), "attempt": attempt,
 	}, dbx.HashExp{"id": number}).Execute()
 	if err != nil {
 		t.Fatal(err)
@@ -43,7 +44,7 @@ func TestProcesses(t *testing.T) {
 	file := func(epoch string) string { return filepath.Join(f.jobs.folder(), epoch) }
 
 	// One on this machine whose lock is gone: at once, whatever its lease says. But not for ever at once.
-	for attempt, want := range map[int]State{1: Succeeded, crashesAtOnce + 1: Scheduled, 10: Dead} {
+	for attempt, want := range map[int]State{1: Succeeded, 4: Scheduled, 10: Dead} {
 		epoch := fmt.Sprintf("crashed%d", attempt)
 		if err := os.WriteFile(file(epoch), nil, 0o600); err != nil {
 			t.Fatal(err)
@@ -125,11 +126,11 @@ func TestStop(t *testing.T) {
 	if ids[1], err = f.jobs.Enqueue(f.App.App, "test.resumable", 1, Options{Priority: 1}); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "work", func() bool { return f.count(t, queueTable+" WHERE state = 1") == 2 })
+	await(t, "work", func() bool { return f.count(t, table.Queue+" WHERE state = 1") == 2 })
 	if err := f.jobs.stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if n := f.count(t, queueTable+" WHERE state = 0 AND attempt = 0 AND epoch = ''"); n != 4 {
+	if n := f.count(t, table.Queue+" WHERE state = 0 AND attempt = 0 AND epoch = ''"); n != 4 {
 		t.Errorf("%d jobs wait as if nothing had happened", n)
 	}
 	close(g.open)
@@ -185,28 +186,28 @@ func TestSweep(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := f.NonconcurrentDB().NewQuery(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1600)
-		INSERT INTO ` + historyTable + ` SELECT i, 'q', 'k', 'succeeded', 1, '', '', '', '', '', 0, 0, 1, 1, 1, unixepoch() * 1000 + i FROM n`).Execute()
+		INSERT INTO ` + table.History + ` SELECT i, 'q', 'k', 'succeeded', 1, '', '', '', '', '', 0, 0, 1, 1, 1, unixepoch() * 1000 + i FROM n`).Execute()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for more := true; more; {
 		var err error
-		if more, err = f.jobs.sweep(f.App.App, time.Now()); err != nil {
+		if more, err = table.Sweep(f.App.App, time.Now(), f.jobs.cfg.Keep, f.jobs.cfg.KeepDead, f.jobs.cfg.KeepMost); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if n := f.count(t, historyTable); n != 1000 {
+	if n := f.count(t, table.History); n != 1000 {
 		t.Errorf("%d are kept", n)
 	}
-	if _, err := f.jobs.sweep(f.App.App, time.Now().Add(8*24*time.Hour)); err != nil || f.count(t, historyTable) != 500 {
-		t.Errorf("%d are kept too long, %v", f.count(t, historyTable), err)
+	if _, err := table.Sweep(f.App.App, time.Now().Add(8*24*time.Hour), f.jobs.cfg.Keep, f.jobs.cfg.KeepDead, 1000); err != nil || f.count(t, table.History) != 500 {
+		t.Errorf("%d are kept too long, %v", f.count(t, table.History), err)
 	}
 }
 
 // Background runs of earlier versions become jobs under the names by which accounts know them.
 func TestTakeOverRuns(t *testing.T) {
 	f := start(t, work(func(context.Context, *Job, int) error { return nil }))
-	if err := takeOverRuns(f.App.App); err != nil {
+	if err := table.TakeOverRuns(f.App.App); err != nil {
 		t.Fatalf("without any: %v", err)
 	}
 	for _, statement := range []string{
@@ -224,7 +225,7 @@ func TestTakeOverRuns(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := f.RunInTransaction(takeOverRuns); err != nil {
+	if err := f.RunInTransaction(table.TakeOverRuns); err != nil {
 		t.Fatal(err)
 	}
 	var id string
@@ -238,8 +239,8 @@ func TestTakeOverRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.await(t, id, Succeeded)
-	await(t, "the other", func() bool { return f.count(t, historyTable+" WHERE outcome = 'succeeded'") == 3 })
-	if f.count(t, queueTable+" WHERE state = 3") != 1 || f.HasTable(runsTable) {
+	await(t, "the other", func() bool { return f.count(t, table.History+" WHERE outcome = 'succeeded'") == 3 })
+	if f.count(t, table.Queue+" WHERE state = 3") != 1 || f.HasTable("runs_runs") {
 		t.Error("the one that had failed, or the table, is not as it should be")
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
 
 const (
@@ -38,10 +39,6 @@ const (
 
 	// retryTurn is the wait after a transaction of the queue has failed.
 	retryTurn = 200 * time.Millisecond
-
-	// crashesAtOnce is how often a job is taken up without a wait after its process has died. One that dies more often may be
-	// the cause.
-	crashesAtOnce = 3
 )
 
 // errStopping ends the contexts of jobs when the server stops.
@@ -262,7 +259,7 @@ func (j *Jobs) turn() error {
 	if promoting {
 		j.nextDue.Store(math.MaxInt64) // before it is read, so that whoever enqueues meanwhile lowers it
 	}
-	claimed := map[*queue][]row{}
+	claimed := map[*queue][]table.Row{}
 	next, nextCron := int64(math.MaxInt64), j.nextCron
 	err := j.app.RunInTransaction(func(tx core.App) (err error) {
 		clear(claimed)
@@ -308,7 +305,7 @@ func (j *Jobs) turn() error {
 // look is what is done now and then without a reason.
 func (j *Jobs) look(now time.Time) error {
 	if j.looked.IsZero() { // a kind may be known that was not
-		if err := errors.Join(j.freeHeld(), j.move()); err != nil {
+		if err := errors.Join(table.FreeHeld(j.app), table.Move(j.app, j.queueOf)); err != nil {
 			return err
 		}
 	}
@@ -321,6 +318,13 @@ func (j *Jobs) look(now time.Time) error {
 	return nil
 }
 
+func (j *Jobs) queueOf(kind string) string {
+	if k := j.kinds[kind]; k != nil {
+		return k.queue
+	}
+	return ""
+}
+
 // countFreed counts what is being settled for each queue.
 func (j *Jobs) countFreed() {
 	for _, q := range j.queues {
@@ -331,7 +335,7 @@ func (j *Jobs) countFreed() {
 	}
 }
 
-func (j *Jobs) claimAll(tx core.App, asking []*queue, claimed map[*queue][]row) error {
+func (j *Jobs) claimAll(tx core.App, asking []*queue, claimed map[*queue][]table.Row) error {
 	for _, q := range asking {
 		list, more, err := j.claim(tx, q, q.room())
 		if err != nil {
@@ -368,7 +372,7 @@ func (j *Jobs) settled() {
 }
 
 // dispatch gives claimed jobs to the workers.
-func (j *Jobs) dispatch(claimed map[*queue][]row) {
+func (j *Jobs) dispatch(claimed map[*queue][]table.Row) {
 	for q, list := range claimed {
 		for _, r := range list {
 			job := j.job(r, q)

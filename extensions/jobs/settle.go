@@ -2,15 +2,17 @@ package jobs
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
 
 // result is how an attempt ended. The job is gone from the queue if the outcome is one of the history's; otherwise it is
@@ -121,25 +123,27 @@ func (k *Kind) backoff(attempts int) time.Duration {
 
 // settle writes how attempts ended. It can be repeated: what was written is left alone the second time.
 func (j *Jobs) settle(tx core.App, results []result) error {
-	var ended []any
+	var ended []table.End
 	for _, r := range results {
 		switch {
 		case r.job.lost.Load():
 			continue
 		case r.outcome == Succeeded || r.outcome == Cancelled || r.outcome == Expired:
-			ended = append(ended, []any{r.job.id, string(r.outcome), r.ended.UnixMilli(), r.job.result, r.err, r.job.done.Load(), r.job.total.Load()})
+			ended = append(ended, table.End{
+				ID: r.job.id, Outcome: r.outcome, At: r.ended, Result: r.job.result, Err: r.err, Done: r.job.done.Load(), Total: r.job.total.Load(),
+			})
 		default:
 			if err := j.requeue(tx, r); err != nil {
 				return err
 			}
 		}
 	}
-	if err := j.archive(tx, ended); err != nil {
+	if err := table.Archive(tx, j.epoch, ended); err != nil {
 		return err
 	}
 	for _, r := range results {
 		if r.job.lane != "" {
-			if err := j.freeLane(tx, r.job.Kind, r.job.lane); err != nil {
+			if err := table.FreeLane(tx, r.job.Kind, r.job.lane); err != nil {
 				return err
 			}
 		}
@@ -147,35 +151,9 @@ func (j *Jobs) settle(tx core.App, results []result) error {
 	return nil
 }
 
-// archive moves jobs to the history. What they were given is forgotten.
-func (j *Jobs) archive(tx core.App, ended []any) error {
-	if len(ended) == 0 {
-		return nil
-	}
-	list, err := json.Marshal(ended)
-	if err != nil {
-		return fmt.Errorf("marshal ends of jobs: %w", err)
-	}
-	params := dbx.Params{"rows": string(list), "epoch": j.epoch}
-	_, err = tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + historyTable + ` (id, outcome, finished_at, result, error, done, total, queue, kind, attempt, owner_collection,
-			owner, request, run_at, created_at, started_at)
-		SELECT q.id, e.value->>1, e.value->>2, e.value->>3, e.value->>4, e.value->>5, e.value->>6, q.queue, q.kind, q.attempt, q.owner_collection,
-			q.owner, q.request, q.run_at, q.created_at, q.started_at
-		FROM json_each({:rows}) AS e CROSS JOIN ` + queueTable + ` AS q ON q.id = e.value->>0 WHERE q.state = 1 AND q.epoch = {:epoch}`).Bind(params).Execute()
-	if err != nil {
-		return fmt.Errorf("write history of jobs: %w", err)
-	}
-	_, err = tx.NonconcurrentDB().NewQuery(`DELETE FROM ` + queueTable + ` WHERE id IN (SELECT value->>0 FROM json_each({:rows})) AND +state = 1 AND +epoch = {:epoch}`).
-		Bind(params).Execute()
-	if err != nil {
-		return fmt.Errorf("remove jobs that have ended: %w", err)
-	}
-	return nil
-}
-
 // requeue writes the end of an attempt after which the job stays.
 func (j *Jobs) requeue(tx core.App, r result) error {
-	number := map[State]int{Ready: ready, Scheduled: scheduled, Dead: dead}[r.outcome]
+	number := slices.Index(table.States(), r.outcome)
 	change := dbx.Params{"state": number, "epoch": "", "error": r.err, "done": r.job.done.Load(), "total": r.job.total.Load()}
 	if r.free {
 		change["attempt"] = dbx.NewExp("attempt - 1")
@@ -186,7 +164,7 @@ func (j *Jobs) requeue(tx core.App, r result) error {
 	if r.outcome == Dead {
 		change["finished_at"] = r.ended.UnixMilli()
 	}
-	if _, err := tx.NonconcurrentDB().Update(queueTable, change, r.job.mine()).Execute(); err != nil {
+	if _, err := tx.NonconcurrentDB().Update(table.Queue, change, r.job.mine()).Execute(); err != nil {
 		return fmt.Errorf("write end of attempt: %w", err)
 	}
 	return nil

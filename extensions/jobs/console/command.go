@@ -1,4 +1,5 @@
-package jobs
+// Package console lets operators look after jobs, by operations and on the command line.
+package console
 
 import (
 	"encoding/json"
@@ -13,9 +14,11 @@ import (
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/cli"
+	"github.com/satchelbase/satchel/extensions/jobs"
+	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
 
-func (j *Jobs) command(h *extensions.Host) *cobra.Command {
+func command(j *jobs.Jobs, h *extensions.Host) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "jobs",
 		Short: "Show, retry and cancel background jobs, and pause their queues",
@@ -23,20 +26,20 @@ func (j *Jobs) command(h *extensions.Host) *cobra.Command {
 			"of them within a second, and while it does not.\n\nExit codes: 0 done, 1 it failed, 2 the command line is wrong.",
 		Example: "satchel jobs list --state dead\nsatchel jobs retry ID",
 	}
-	c.AddCommand(j.listCommand(h), j.showCommand(h), j.queuesCommand(h), j.retryCommand(h), j.cancelCommand(h),
-		j.pauseCommand(h, "pause", "Begin no more jobs of a queue"), j.pauseCommand(h, "resume", "Begin jobs of a paused queue again"))
+	c.AddCommand(listCommand(j, h), showCommand(j, h), queuesCommand(j, h), retryCommand(j, h), cancelCommand(j, h),
+		pauseCommand(j, h, "pause", "Begin no more jobs of a queue"), pauseCommand(j, h, "resume", "Begin jobs of a paused queue again"))
 	return c
 }
 
-func (j *Jobs) listCommand(h *extensions.Host) *cobra.Command {
-	var f Filter
+func listCommand(j *jobs.Jobs, h *extensions.Host) *cobra.Command {
+	var f table.Filter
 	c := &cobra.Command{
 		Use: "list", Short: "List jobs, the newest first", Args: cobra.NoArgs, Example: "satchel jobs list --state dead --kind jobs.mail",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if f.Limit < 1 || f.Limit > 100 {
 				return cli.Fail(cli.ExitUsage, "the limit is not understood", "it must be from 1 to 100", "see: satchel jobs list --help")
 			}
-			page, err := j.list(h.App, f)
+			page, err := table.List(h.App, f)
 			if err != nil {
 				return err
 			}
@@ -53,7 +56,7 @@ func (j *Jobs) listCommand(h *extensions.Host) *cobra.Command {
 	return c
 }
 
-func printJobs(out io.Writer, list []View) error {
+func printJobs(out io.Writer, list []table.View) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(w, "ID\tKIND\tQUEUE\tSTATE\tATTEMPTS\tDUE\tERROR")
 	for _, v := range list {
@@ -62,11 +65,11 @@ func printJobs(out io.Writer, list []View) error {
 	return w.Flush()
 }
 
-func (j *Jobs) showCommand(h *extensions.Host) *cobra.Command {
+func showCommand(j *jobs.Jobs, h *extensions.Host) *cobra.Command {
 	return &cobra.Command{
 		Use: "show ID", Short: "Show a job with what it was given", Args: cobra.ExactArgs(1), Example: "satchel jobs show 1hge3kdfm0ar",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			v, err := j.show(h.App, args[0])
+			v, err := table.Show(h.App, args[0])
 			if err != nil {
 				return explained(err)
 			}
@@ -79,11 +82,11 @@ func (j *Jobs) showCommand(h *extensions.Host) *cobra.Command {
 	}
 }
 
-func (j *Jobs) queuesCommand(h *extensions.Host) *cobra.Command {
+func queuesCommand(j *jobs.Jobs, h *extensions.Host) *cobra.Command {
 	return &cobra.Command{
 		Use: "queues", Short: "Show the queues, the one whose oldest job waits longest first", Args: cobra.NoArgs, Example: "satchel jobs queues",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			list, err := j.overview(h.App)
+			list, err := overview(h.App, j)
 			if err != nil {
 				return err
 			}
@@ -104,7 +107,7 @@ func (j *Jobs) queuesCommand(h *extensions.Host) *cobra.Command {
 	}
 }
 
-func (j *Jobs) retryCommand(h *extensions.Host) *cobra.Command {
+func retryCommand(j *jobs.Jobs, h *extensions.Host) *cobra.Command {
 	var payload string
 	c := &cobra.Command{
 		Use: "retry ID", Short: "Make a dead or scheduled job due now", Args: cobra.ExactArgs(1),
@@ -124,7 +127,7 @@ func (j *Jobs) retryCommand(h *extensions.Host) *cobra.Command {
 	return c
 }
 
-func (j *Jobs) cancelCommand(h *extensions.Host) *cobra.Command {
+func cancelCommand(j *jobs.Jobs, h *extensions.Host) *cobra.Command {
 	return &cobra.Command{
 		Use: "cancel ID", Short: "End a job that has not ended, also one that is running", Args: cobra.ExactArgs(1), Example: "satchel jobs cancel 1hge3kdfm0ar",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -136,7 +139,7 @@ func (j *Jobs) cancelCommand(h *extensions.Host) *cobra.Command {
 	}
 }
 
-func (j *Jobs) pauseCommand(h *extensions.Host, verb, short string) *cobra.Command {
+func pauseCommand(j *jobs.Jobs, h *extensions.Host, verb, short string) *cobra.Command {
 	return &cobra.Command{
 		Use: verb + " QUEUE", Short: short, Args: cobra.ExactArgs(1), Example: "satchel jobs " + verb + " mail",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -162,11 +165,19 @@ func said(cmd *cobra.Command, key, value, text string) error {
 
 // explained tells people why a job was left alone.
 func explained(err error) error {
-	if errors.Is(err, ErrNotFound) || errors.Is(err, api.ErrNotFound) {
+	if errors.Is(err, jobs.ErrNotFound) || errors.Is(err, api.ErrNotFound) {
 		return cli.Fail(cli.ExitError, "there is no such job", "no job in the queue or the history has the id", "satchel jobs list")
 	}
 	if code, ok := errors.AsType[*extensions.Code](err); ok {
 		return cli.Fail(cli.ExitError, "nothing was changed", code.Title, "satchel jobs list shows the states")
 	}
 	return err
+}
+
+// Extend adds the command, the check and the metrics to the extension of the queue.
+func Extend(x extensions.Extension, j *jobs.Jobs) extensions.Extension {
+	x.Commands = func(h *extensions.Host) []*cobra.Command { return []*cobra.Command{command(j, h)} }
+	x.Checks = append(x.Checks, extensions.Check{Name: "jobs", Run: check})
+	x.Metrics = append(x.Metrics, metrics(j)...)
+	return x
 }

@@ -1,4 +1,5 @@
-package jobs
+// Package script lets JavaScript hooks declare, do and enqueue jobs.
+package script
 
 import (
 	"context"
@@ -13,6 +14,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/hook"
 	"github.com/spf13/cobra"
 
+	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/settings"
 )
 
@@ -27,7 +29,7 @@ type Event struct {
 	Attempt int
 	Payload any
 
-	job *Job
+	job *jobs.Job
 }
 
 // Tags lets handlers say which kind they are for.
@@ -48,13 +50,22 @@ func (e *Event) SetResult(value any) error { return e.job.SetResult(value) }
 func (e *Event) Snooze(wait string) error {
 	d, err := settings.ParseDuration(wait)
 	if err != nil {
-		return Permanent(err)
+		return jobs.Permanent(err)
 	}
-	return Snooze(d)
+	return jobs.Snooze(d)
 }
 
 // Fail is what a handler returns when another attempt would fail, too.
-func (e *Event) Fail(why string) error { return Permanent(fmt.Errorf("%s", why)) }
+func (e *Event) Fail(why string) error { return jobs.Permanent(fmt.Errorf("%s", why)) }
+
+// Script is what JavaScript hooks get of the queue.
+type Script struct {
+	jobs     *jobs.Jobs
+	handlers hook.Hook[*Event]
+}
+
+// New returns it for a queue.
+func New(j *jobs.Jobs) *Script { return &Script{jobs: j} }
 
 // Host is the application that JavaScript hooks see: PocketBase's with one more event.
 type Host struct {
@@ -63,12 +74,12 @@ type Host struct {
 	// RootCmd is that of PocketBase, to which hooks may add commands.
 	RootCmd *cobra.Command
 
-	jobs *Jobs
+	script *Script
 }
 
 // Host adds the event onJob to those that JavaScript hooks can bind to.
-func (j *Jobs) Host(app core.App) Host {
-	h := Host{App: app, jobs: j}
+func (s *Script) Host(app core.App) Host {
+	h := Host{App: app, script: s}
 	if program, ok := app.(*pocketbase.PocketBase); ok {
 		h.RootCmd = program.RootCmd
 	}
@@ -77,7 +88,7 @@ func (j *Jobs) Host(app core.App) Host {
 
 // OnJob is triggered for each attempt at a job whose kind was declared by $jobs.define.
 func (h Host) OnJob(kinds ...string) *hook.TaggedHook[*Event] {
-	return hook.NewTaggedHook(&h.jobs.script, kinds...)
+	return hook.NewTaggedHook(&h.script.handlers, kinds...)
 }
 
 // declaration is what $jobs.define is given. Times are texts such as "30s" or "7d".
@@ -114,13 +125,13 @@ const defineScript = `(declare) => (kind, options, handler) => {
 	onJob(handler, kind)
 }`
 
-// Script gives a JavaScript runtime $jobs.
+// Globals gives a JavaScript runtime $jobs.
 //
 //	$jobs.define(kind, options, (e) => { … })
 //	$jobs.enqueue(kind, payload, options)
 //
 // Enqueue takes part in the transaction of $app, which within a hook is e.app, or of options.app.
-func (j *Jobs) Script(vm *goja.Runtime) error {
+func (s *Script) Globals(vm *goja.Runtime) error {
 	object := vm.NewObject()
 	define, err := vm.RunString(defineScript)
 	if err != nil {
@@ -130,7 +141,7 @@ func (j *Jobs) Script(vm *goja.Runtime) error {
 	if !ok {
 		return fmt.Errorf("prepare $jobs.define: it is %s", define)
 	}
-	defined, err := make(goja.Undefined(), vm.ToValue(j.declare))
+	defined, err := make(goja.Undefined(), vm.ToValue(s.declare))
 	if err != nil {
 		return fmt.Errorf("prepare $jobs.define: %w", err)
 	}
@@ -149,8 +160,8 @@ func (j *Jobs) Script(vm *goja.Runtime) error {
 		if err != nil {
 			return "", err
 		}
-		o.Owner = OwnerOf(owner)
-		return j.Enqueue(app, kind, payload, o)
+		o.Owner = jobs.OwnerOf(owner)
+		return s.jobs.Enqueue(app, kind, payload, o)
 	})
 	if err != nil {
 		return fmt.Errorf("set $jobs.enqueue: %w", err)
@@ -158,7 +169,7 @@ func (j *Jobs) Script(vm *goja.Runtime) error {
 	return vm.Set("$jobs", object)
 }
 
-func parseWish(options map[string]any) (Options, error) {
+func parseWish(options map[string]any) (jobs.Options, error) {
 	plain := map[string]any{}
 	for name, value := range options {
 		if name != "app" && name != "owner" {
@@ -167,9 +178,9 @@ func parseWish(options map[string]any) (Options, error) {
 	}
 	var w wish
 	if err := reread(plain, &w); err != nil {
-		return Options{}, err
+		return jobs.Options{}, err
 	}
-	o := Options{Priority: w.Priority, Key: w.Key, KeyByInput: w.KeyByInput, Lane: w.Lane}
+	o := jobs.Options{Priority: w.Priority, Key: w.Key, KeyByInput: w.KeyByInput, Lane: w.Lane}
 	var err error
 	if err = readDurations([]string{w.Delay, w.KeyFor}, &o.Delay, &o.KeyFor); err != nil {
 		return o, fmt.Errorf("options of a job: %w", err)
@@ -211,30 +222,19 @@ func reread(from, into any) error {
 }
 
 // declare is what $jobs.define does in Go.
-func (j *Jobs) declare(kind string, options map[string]any) error {
+func (s *Script) declare(kind string, options map[string]any) error {
 	var d declaration
 	if err := reread(options, &d); err != nil {
 		return err
 	}
-	s := Spec[any]{
+	spec := jobs.Spec[any]{
 		Kind: kind, Queue: d.Queue, Priority: d.Priority, Attempts: d.Attempts, PerLane: d.PerLane, Cron: d.Cron, CatchUp: d.CatchUp, Sealed: d.Sealed,
-		Work: func(_ context.Context, job *Job, in any) error {
-			return j.script.Trigger(&Event{App: j.app, ID: job.ID, Kind: job.Kind, Key: job.Key(), Attempt: job.Attempt, Payload: in, job: job})
+		Work: func(_ context.Context, job *jobs.Job, in any) error {
+			return s.handlers.Trigger(&Event{App: s.jobs.App(), ID: job.ID, Kind: job.Kind, Key: job.Key(), Attempt: job.Attempt, Payload: in, job: job})
 		},
 	}
-	if err := readDurations([]string{d.Timeout, d.FirstWait, d.MaxWait}, &s.Timeout, &s.FirstWait, &s.LongestWait); err != nil {
+	if err := readDurations([]string{d.Timeout, d.FirstWait, d.MaxWait}, &spec.Timeout, &spec.FirstWait, &spec.LongestWait); err != nil {
 		return fmt.Errorf("job kind %s: %w", kind, err)
 	}
-	if s.FirstWait > defaultLongest && s.LongestWait == 0 {
-		s.LongestWait = s.FirstWait
-	}
-	k := Define(s)
-	if k.err == nil && j.kinds[kind] != nil {
-		k.err = fmt.Errorf("job kind %s is declared twice", kind)
-	}
-	if k.err != nil {
-		return k.err // which the hook file can catch; what is not caught stops the program
-	}
-	j.Add(k)
-	return nil
+	return s.jobs.TryAdd(jobs.Define(spec))
 }

@@ -1,4 +1,6 @@
-package jobs
+// Package table is the queue as it is stored: what each statement does to the tables, and what operators see of them. It
+// decides nothing; the package jobs calls it in transactions of its own.
+package table
 
 import (
 	"database/sql"
@@ -14,18 +16,18 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 )
 
-// The tables. A job is in queueTable until it has ended well or was cancelled, and in historyTable afterwards.
+// The tables. A job is in Queue until it has ended well or was cancelled, and in History afterwards.
 const (
-	queueTable    = "jobs_queue"
-	historyTable  = "jobs_history"
-	keysTable     = "jobs_keys"
-	queuesTable   = "jobs_queues"
-	scheduleTable = "jobs_schedules"
+	Queue     = "jobs_queue"
+	History   = "jobs_history"
+	Keys      = "jobs_keys"
+	Paused    = "jobs_queues"
+	Schedules = "jobs_schedules"
 )
 
-// Tables lists those that the feature has. No rule, collection or view reads them.
-func Tables() []string {
-	return []string{queueTable, historyTable, keysTable, queuesTable, scheduleTable}
+// Names lists the tables. No rule, collection or view reads them.
+func Names() []string {
+	return []string{Queue, History, Keys, Paused, Schedules}
 }
 
 // State is where a job stands.
@@ -44,22 +46,26 @@ const (
 	Expired   State = "expired"
 )
 
-// Numbers of the states in queueTable. Literals of them are in the conditions of the indexes, so that a claim reads ready
+// ErrNotFound says that there is no job with an id.
+var ErrNotFound = errors.New("there is no such job")
+
+// Numbers of the states in the queue. Literals of them are in the conditions of the indexes, so that a claim reads ready
 // jobs alone however many others there are.
 const (
-	ready = iota
-	running
-	scheduled
-	dead
-	held
+	IsReady = iota
+	IsRunning
+	IsScheduled
+	IsDead
+	IsHeld
 )
 
-func states() []State { return []State{Ready, Running, Scheduled, Dead, Held} }
+// States are the states by their numbers.
+func States() []State { return []State{Ready, Running, Scheduled, Dead, Held} }
 
-// schema is the tables; times are Unix milliseconds, 0 is never. What a job is given is JSON, or sealed.
-func schema() []string {
+// Schema is the tables; times are Unix milliseconds, 0 is never. What a job is given is JSON, or sealed.
+func Schema() []string {
 	return []string{
-		`CREATE TABLE ` + queueTable + ` (
+		`CREATE TABLE ` + Queue + ` (
 			id INTEGER PRIMARY KEY, queue TEXT NOT NULL, kind TEXT NOT NULL, state INTEGER NOT NULL, priority INTEGER NOT NULL,
 			run_at INTEGER NOT NULL, expires_at INTEGER NOT NULL, attempt INTEGER NOT NULL DEFAULT 0, max_attempts INTEGER NOT NULL,
 			epoch TEXT NOT NULL DEFAULT '', lease_until INTEGER NOT NULL DEFAULT 0, cancelled INTEGER NOT NULL DEFAULT 0,
@@ -68,30 +74,30 @@ func schema() []string {
 			error TEXT NOT NULL DEFAULT '', done INTEGER NOT NULL DEFAULT 0, total INTEGER NOT NULL DEFAULT 0,
 			created_at INTEGER NOT NULL, started_at INTEGER NOT NULL DEFAULT 0, finished_at INTEGER NOT NULL DEFAULT 0
 		) STRICT`,
-		`CREATE INDEX ` + queueTable + `_ready ON ` + queueTable + ` (queue, priority, run_at, id) WHERE state = 0`,
-		`CREATE INDEX ` + queueTable + `_running ON ` + queueTable + ` (epoch) WHERE state = 1`,
-		`CREATE INDEX ` + queueTable + `_scheduled ON ` + queueTable + ` (run_at) WHERE state = 2`,
-		`CREATE INDEX ` + queueTable + `_dead ON ` + queueTable + ` (finished_at) WHERE state = 3`,
-		`CREATE INDEX ` + queueTable + `_lane ON ` + queueTable + ` (kind, lane, state, priority, run_at, id) WHERE lane <> '' AND state IN (1, 4)`,
-		`CREATE INDEX ` + queueTable + `_held ON ` + queueTable + ` (state) WHERE state = 4`,
-		`CREATE UNIQUE INDEX ` + queueTable + `_key ON ` + queueTable + ` (kind, unique_key) WHERE unique_key <> '' AND state <> 3`,
-		`CREATE INDEX ` + queueTable + `_owner ON ` + queueTable + ` (owner, owner_collection) WHERE owner <> ''`,
-		`CREATE TABLE ` + historyTable + ` (
+		`CREATE INDEX ` + Queue + `_ready ON ` + Queue + ` (queue, priority, run_at, id) WHERE state = 0`,
+		`CREATE INDEX ` + Queue + `_running ON ` + Queue + ` (epoch) WHERE state = 1`,
+		`CREATE INDEX ` + Queue + `_scheduled ON ` + Queue + ` (run_at) WHERE state = 2`,
+		`CREATE INDEX ` + Queue + `_dead ON ` + Queue + ` (finished_at) WHERE state = 3`,
+		`CREATE INDEX ` + Queue + `_lane ON ` + Queue + ` (kind, lane, state, priority, run_at, id) WHERE lane <> '' AND state IN (1, 4)`,
+		`CREATE INDEX ` + Queue + `_held ON ` + Queue + ` (state) WHERE state = 4`,
+		`CREATE UNIQUE INDEX ` + Queue + `_key ON ` + Queue + ` (kind, unique_key) WHERE unique_key <> '' AND state <> 3`,
+		`CREATE INDEX ` + Queue + `_owner ON ` + Queue + ` (owner, owner_collection) WHERE owner <> ''`,
+		`CREATE TABLE ` + History + ` (
 			id INTEGER PRIMARY KEY, queue TEXT NOT NULL, kind TEXT NOT NULL, outcome TEXT NOT NULL, attempt INTEGER NOT NULL,
 			owner_collection TEXT NOT NULL, owner TEXT NOT NULL, request TEXT NOT NULL, error TEXT NOT NULL, result TEXT NOT NULL,
 			done INTEGER NOT NULL, total INTEGER NOT NULL, run_at INTEGER NOT NULL, created_at INTEGER NOT NULL, started_at INTEGER NOT NULL,
 			finished_at INTEGER NOT NULL
 		) STRICT`,
-		`CREATE INDEX ` + historyTable + `_finished ON ` + historyTable + ` (finished_at)`,
-		`CREATE INDEX ` + historyTable + `_owner ON ` + historyTable + ` (owner, owner_collection) WHERE owner <> ''`,
-		`CREATE TABLE ` + keysTable + ` (kind TEXT NOT NULL, key TEXT NOT NULL, job INTEGER NOT NULL, until INTEGER NOT NULL, PRIMARY KEY (kind, key)) STRICT, WITHOUT ROWID`,
-		`CREATE TABLE ` + queuesTable + ` (name TEXT PRIMARY KEY, paused_at INTEGER NOT NULL) STRICT, WITHOUT ROWID`,
-		`CREATE TABLE ` + scheduleTable + ` (kind TEXT PRIMARY KEY, last_at INTEGER NOT NULL) STRICT, WITHOUT ROWID`,
+		`CREATE INDEX ` + History + `_finished ON ` + History + ` (finished_at)`,
+		`CREATE INDEX ` + History + `_owner ON ` + History + ` (owner, owner_collection) WHERE owner <> ''`,
+		`CREATE TABLE ` + Keys + ` (kind TEXT NOT NULL, key TEXT NOT NULL, job INTEGER NOT NULL, until INTEGER NOT NULL, PRIMARY KEY (kind, key)) STRICT, WITHOUT ROWID`,
+		`CREATE TABLE ` + Paused + ` (name TEXT PRIMARY KEY, paused_at INTEGER NOT NULL) STRICT, WITHOUT ROWID`,
+		`CREATE TABLE ` + Schedules + ` (kind TEXT PRIMARY KEY, last_at INTEGER NOT NULL) STRICT, WITHOUT ROWID`,
 	}
 }
 
-// row is a job as it is stored in either table.
-type row struct {
+// Row is a job as it is stored in either table.
+type Row struct {
 	ID              int64  `db:"id"`
 	Queue           string `db:"queue"`
 	Kind            string `db:"kind"`
@@ -143,19 +149,19 @@ func (s Status) Ended() bool {
 	return s.State == Dead || s.State == Succeeded || s.State == Cancelled || s.State == Expired
 }
 
-func (r *row) owner() Owner { return Owner{Collection: r.OwnerCollection, ID: r.Owner} }
-
-func (r *row) state() State {
+// Stands is where the job stands.
+func (r *Row) Stands() State {
 	if r.Outcome != "" {
 		return State(r.Outcome)
 	}
-	return states()[r.State]
+	return States()[r.State]
 }
 
-func (r *row) status() Status {
+// Status is what the owner may see of it.
+func (r *Row) Status() Status {
 	s := Status{
-		ID: formatID(r.ID), Kind: r.Kind, Queue: r.Queue, State: r.state(), Attempts: r.Attempt, Done: r.Done, Total: r.Total,
-		DueAt: time.UnixMilli(r.RunAt).UTC(), CreatedAt: time.UnixMilli(r.CreatedAt).UTC(), StartedAt: moment(r.StartedAt), FinishedAt: moment(r.FinishedAt),
+		ID: FormatID(r.ID), Kind: r.Kind, Queue: r.Queue, State: r.Stands(), Attempts: r.Attempt, Done: r.Done, Total: r.Total,
+		DueAt: time.UnixMilli(r.RunAt).UTC(), CreatedAt: time.UnixMilli(r.CreatedAt).UTC(), StartedAt: Moment(r.StartedAt), FinishedAt: Moment(r.FinishedAt),
 		Err: r.Error,
 	}
 	if r.Result != "" {
@@ -164,27 +170,29 @@ func (r *row) status() Status {
 	return s
 }
 
-func moment(ms int64) *time.Time {
+// Moment is a stored time; nil is never.
+func Moment(ms int64) *time.Time {
 	if ms == 0 {
 		return nil
 	}
 	return new(time.UnixMilli(ms).UTC())
 }
 
-// millis is a time as it is stored.
-func millis(t time.Time) int64 {
+// Millis is a time as it is stored.
+func Millis(t time.Time) int64 {
 	if t.IsZero() {
 		return 0
 	}
 	return t.UnixMilli()
 }
 
-// counter makes ids that grow: 41 bits of milliseconds, good until 2039 with the sign bit free until 2109, and 21 bits that
+// Counter makes ids that grow: 41 bits of milliseconds, good until 2039 with the sign bit free until 2109, and 21 bits that
 // begin anywhere in the lower half and count. Two processes meet once in a million milliseconds that both enqueue in, and
 // then try again.
-type counter struct{ last atomic.Int64 }
+type Counter struct{ last atomic.Int64 }
 
-func (c *counter) next(now time.Time) int64 {
+// Next is an id that is larger than those before.
+func (c *Counter) Next(now time.Time) int64 {
 	fresh := now.UnixMilli()<<21 | rand.Int64N(1<<20) //nolint:gosec // nobody gains by guessing it: owners see their jobs alone
 	for {
 		last := c.last.Load()
@@ -195,23 +203,26 @@ func (c *counter) next(now time.Time) int64 {
 	}
 }
 
-func formatID(id int64) string { return strconv.FormatInt(id, 36) }
+// FormatID is an id as the outside sees it.
+func FormatID(id int64) string { return strconv.FormatInt(id, 36) }
 
-func parseID(text string) (int64, error) {
+// ParseID is the reverse. The error is [ErrNotFound].
+func ParseID(text string) (int64, error) {
 	id, err := strconv.ParseInt(text, 36, 64)
-	if err != nil || id <= 0 || formatID(id) != text {
+	if err != nil || id <= 0 || FormatID(id) != text {
 		return 0, ErrNotFound
 	}
 	return id, nil
 }
 
-func find(app core.App, text string) (*row, error) {
-	id, err := parseID(text)
+// Find looks for a job in both tables. The error is [ErrNotFound] if there is none.
+func Find(app core.App, text string) (*Row, error) {
+	id, err := ParseID(text)
 	if err != nil {
 		return nil, err
 	}
-	var r row
-	for _, from := range []string{queueTable, historyTable} {
+	var r Row
+	for _, from := range []string{Queue, History} {
 		err = app.ConcurrentDB().NewQuery(`SELECT * FROM ` + from + ` WHERE id = {:id}`).Bind(dbx.Params{"id": id}).One(&r)
 		if err == nil {
 			return &r, nil
@@ -221,28 +232,4 @@ func find(app core.App, text string) (*row, error) {
 		}
 	}
 	return nil, ErrNotFound
-}
-
-// Get returns where a job stands. The error is [ErrNotFound] if there is none.
-func (j *Jobs) Get(app core.App, id string) (Status, error) {
-	found, err := find(app, id)
-	if err != nil {
-		return Status{}, err
-	}
-	return found.status(), nil
-}
-
-// Forget removes the jobs of an owner that nobody works on, and what names the owner in the others.
-func (j *Jobs) Forget(tx core.App, owner Owner) error {
-	of := dbx.HashExp{"owner": owner.ID, "owner_collection": owner.Collection}
-	if _, err := tx.NonconcurrentDB().Delete(historyTable, of).Execute(); err != nil {
-		return fmt.Errorf("forget history of owner: %w", err)
-	}
-	if _, err := tx.NonconcurrentDB().Delete(queueTable, dbx.And(of, dbx.NewExp("state <> 1"))).Execute(); err != nil {
-		return fmt.Errorf("forget jobs of owner: %w", err)
-	}
-	if _, err := tx.NonconcurrentDB().Update(queueTable, dbx.Params{"owner_collection": "", "owner": ""}, of).Execute(); err != nil {
-		return fmt.Errorf("forget owner of jobs: %w", err)
-	}
-	return nil
 }

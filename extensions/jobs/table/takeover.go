@@ -1,4 +1,4 @@
-package jobs
+package table
 
 import (
 	"fmt"
@@ -11,9 +11,9 @@ import (
 // runsTable held background work before this package did.
 const runsTable = "runs_runs"
 
-// takeOverRuns makes jobs of the background runs of earlier versions: what was asked for is done, and what has ended can
+// TakeOverRuns makes jobs of the background runs of earlier versions: what was asked for is done, and what has ended can
 // be asked for. Accounts that are exported or deleted refer to their new ids.
-func takeOverRuns(app core.App) error {
+func TakeOverRuns(app core.App) error {
 	if !app.HasTable(runsTable) {
 		return nil
 	}
@@ -30,24 +30,24 @@ func takeOverRuns(app core.App) error {
 	if err := app.NonconcurrentDB().Select("*").From(runsTable).OrderBy("created_at").All(&runs); err != nil {
 		return fmt.Errorf("read background runs: %w", err)
 	}
-	var ids counter
+	var ids Counter
 	for _, r := range runs {
-		id := ids.next(time.UnixMilli(r.CreatedAt))
+		id := ids.Next(time.UnixMilli(r.CreatedAt))
 		row := dbx.Params{
 			"id": id, "queue": "account", "kind": r.Kind, "run_at": r.DueAt, "owner_collection": r.OwnerCollection, "owner": r.Owner, "request": "",
 			"error": r.Error, "done": r.Done, "total": r.Total, "created_at": r.CreatedAt, "started_at": r.StartedAt, "finished_at": r.FinishedAt,
 		}
-		table := queueTable
+		table := Queue
 		switch r.State {
 		case string(Succeeded), string(Cancelled):
-			table = historyTable
+			table = History
 			row["outcome"], row["result"], row["attempt"] = r.State, r.Result, r.Attempts
 		default:
-			row["state"], row["priority"], row["expires_at"], row["max_attempts"] = scheduled, defaultPriority, 0, 25
+			row["state"], row["priority"], row["expires_at"], row["max_attempts"] = IsScheduled, 5, 0, 25
 			row["unique_key"], row["lane"], row["payload"], row["sealed"], row["position"] = r.UniqueKey, "", r.Input, 0, r.Position
 			row["attempt"] = 0
 			if r.State == "failed" {
-				row["state"], row["attempt"] = dead, r.Attempts
+				row["state"], row["attempt"] = IsDead, r.Attempts
 			}
 		}
 		if _, err := app.NonconcurrentDB().Insert(table, row).Execute(); err != nil {
@@ -57,7 +57,7 @@ func takeOverRuns(app core.App) error {
 			if !app.HasTable(refers) {
 				continue
 			}
-			if _, err := app.NonconcurrentDB().Update(refers, dbx.Params{"run": formatID(id)}, dbx.HashExp{"run": r.ID}).Execute(); err != nil {
+			if _, err := app.NonconcurrentDB().Update(refers, dbx.Params{"run": FormatID(id)}, dbx.HashExp{"run": r.ID}).Execute(); err != nil {
 				return fmt.Errorf("name the job of run %s in %s: %w", r.ID, refers, err)
 			}
 		}
