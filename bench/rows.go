@@ -154,6 +154,8 @@ func others() []rowSpec {
 	}
 }
 
+func jobs(ctx context.Context, b *bench, r *report.Row) error { return queue.Row(ctx, b.dir, b.plan.size.Notes, r) }
+
 func side() []rowSpec {
 	jobs := func(ctx context.Context, b *bench, r *report.Row) error {
 		return queue.Row(ctx, b.dir, b.plan.size.Notes, r)

@@ -29,6 +29,9 @@ const (
 	writeEvery = 2 * time.Millisecond
 )
 
+// Title of the row.
+const Title = "side row: background jobs of no work"
+
 // Columns are what the row of the scorecard shows.
 func Columns() []report.Metric {
 	return []report.Metric{report.Rate, report.CPU, report.WriterQueue, report.IdleCPU}

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/satchelbase/satchel/bench/internal/machine"
@@ -245,4 +247,18 @@ func (r *Report) JSON(w io.Writer) error {
 		return fmt.Errorf("write JSON: %w", err)
 	}
 	return nil
+}
+
+// Choose splits a list and refuses unknown words; an empty one is all.
+func Choose(list string, all []string) ([]string, error) {
+	if list == "" {
+		return all, nil
+	}
+	words := strings.Split(list, ",")
+	for _, w := range words {
+		if !slices.Contains(all, w) {
+			return nil, fmt.Errorf("%q is not one of %s", w, strings.Join(all, ", "))
+		}
+	}
+	return words, nil
 }
