@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
+	_ "github.com/pocketbase/pocketbase/migrations" // makes the system tables
 
 	"github.com/satchelbase/satchel/bench/internal/report"
 	"github.com/satchelbase/satchel/extensions"
