@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"debug/buildinfo"
 	"errors"
 	"fmt"
 	"io"
@@ -119,14 +118,12 @@ func (b *bench) versions(ctx context.Context) ([]report.Version, error) {
 	}
 	for _, c := range b.contenders {
 		if c.name == report.Stock {
-			info, err := buildinfo.ReadFile(b.binary(c.name))
-			if err != nil {
-				return nil, fmt.Errorf("read version of stock: %w", err)
-			}
-			for _, dep := range info.Deps {
-				if dep.Path == "github.com/pocketbase/pocketbase" || dep.Path == "modernc.org/sqlite" {
-					list = append(list, report.Version{Name: dep.Path, Version: dep.Version})
+			for _, path := range []string{"github.com/pocketbase/pocketbase", "modernc.org/sqlite"} {
+				v, err := machine.Dependency(b.binary(c.name), path)
+				if err != nil {
+					return nil, fmt.Errorf("read version of stock: %w", err)
 				}
+				list = append(list, report.Version{Name: path, Version: v})
 			}
 		}
 		if c.versions != nil {

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/satchelbase/satchel/bench/internal/device"
 	"github.com/satchelbase/satchel/bench/internal/report"
 	"github.com/satchelbase/satchel/bench/internal/seed"
 )
@@ -34,7 +35,7 @@ func TestParse(t *testing.T) {
 
 // TestTargetsNameLanes finds targets that could never be judged.
 func TestTargetsNameLanes(t *testing.T) {
-	lanes := append(names(), versioned, notDurable, accessLane, keyedLane)
+	lanes := append(names(), versioned, notDurable, accessLane, keyedLane, unrecorded, device.Pull, device.Fold, device.First, device.List)
 	for _, row := range rows() {
 		for _, target := range row.targets {
 			if !slices.Contains(lanes, target.Lane) || target.Against != "" && !slices.Contains(lanes, target.Against) {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -61,28 +60,18 @@ func names() []string {
 // durableSatchel is the binary whose store takes a delay for its sync.
 const durableSatchel = "satchel-benchsync"
 
-// goBuild makes a release build.
-func goBuild(ctx context.Context, b *bench, dir, name, pkg string, flags ...string) error {
-	args := append([]string{"build", "-trimpath", "-ldflags", "-s -w", "-o", b.binary(name)}, flags...)
-	c := machine.Command(ctx, filepath.Join(b.root, dir), "go", append(args, pkg)...)
-	c.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off")
-	if text, err := c.CombinedOutput(); err != nil {
-		return fmt.Errorf("%w\n%s", err, text)
-	}
-	return nil
-}
-
 func buildSatchel(ctx context.Context, b *bench) error {
 	return errors.Join(
-		goBuild(ctx, b, "", satchel, "."),
-		goBuild(ctx, b, "", durableSatchel, ".", "-tags", "benchsync"),
+		machine.GoBuild(ctx, b.root, b.binary(satchel), "."),
+		machine.GoBuild(ctx, b.root, b.binary(durableSatchel), ".", "-tags", "benchsync"),
 	)
 }
 
 func buildRival(ctx context.Context, b *bench) error {
+	rivals := filepath.Join(b.root, "bench/rivals")
 	return errors.Join(
-		goBuild(ctx, b, "bench/rivals", report.Stock, "./stock"),
-		goBuild(ctx, b, "bench/rivals", report.Limit, "./limit"),
+		machine.GoBuild(ctx, rivals, b.binary(report.Stock), "./stock"),
+		machine.GoBuild(ctx, rivals, b.binary(report.Limit), "./limit"),
 	)
 }
 

@@ -18,7 +18,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -128,7 +127,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	if o.json != "" {
-		if err := write(o.json, r.JSON); err != nil {
+		if err := machine.WriteFile(o.json, r.JSON); err != nil {
 			return err
 		}
 	}
@@ -137,7 +136,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return fmt.Errorf("the run is worthless:\n  %s", strings.Join(failed, "\n  "))
 	}
 	if o.markdown != "" {
-		if err := write(o.markdown, r.Markdown); err != nil {
+		if err := machine.WriteFile(o.markdown, r.Markdown); err != nil {
 			return err
 		}
 	}
@@ -149,7 +148,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 
 // measure does all the work.
 func measure(ctx context.Context, o options, out io.Writer) (r *report.Report, err error) {
-	root, err := moduleRoot(ctx)
+	root, err := machine.ModuleRoot(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -186,26 +185,6 @@ func measure(ctx context.Context, o options, out io.Writer) (r *report.Report, e
 		}
 	}
 	return r, nil
-}
-
-func write(path string, fn func(io.Writer) error) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return fmt.Errorf("create %s: %w", path, err)
-	}
-	return errors.Join(fn(f), f.Close())
-}
-
-// moduleRoot is the folder of Satchel's module.
-func moduleRoot(ctx context.Context) (string, error) {
-	out, err := machine.Output(ctx, "", "go", "env", "GOMOD")
-	if err != nil {
-		return "", err
-	}
-	if filepath.Base(out) != "go.mod" {
-		return "", errors.New("run this inside Satchel's module")
-	}
-	return filepath.Dir(out), nil
 }
 
 // pinned reports whether servers and generator have a core each.

@@ -125,55 +125,22 @@ func (b *bench) turns(ctx context.Context, lanes []*lane, connections, per int, 
 	}
 	var results []report.Result
 	for i, l := range lanes {
-		results = append(results, result(l, connections, per, loops[i].Tally(), cpu[i], busy[i]))
+		results = append(results, report.Measured(l.name, l.server.contender.name, connections, per, loops[i].Tally(), cpu[i], busy[i]))
 	}
 	return results, nil
 }
 
-// result turns counts into values; per is how many operations a request stands for.
-func result(l *lane, connections, per int, t load.Tally, cpu, busy time.Duration) report.Result {
-	r := report.Result{
-		Lane: l.name, Contender: l.server.contender.name, Connections: connections,
-		Operations: t.Ops * per, Failures: t.Failures, Failure: t.Failure, Values: map[report.Metric]float64{},
-	}
-	if t.Ops == 0 || busy == 0 {
-		r.Failures, r.Failure = r.Failures+1, "no answer at all"
-		return r
-	}
-	n := float64(r.Operations)
-	r.Values[report.CPU] = float64(cpu.Microseconds()) / n
-	r.Values[report.Rate] = n / busy.Seconds()
-	r.Values[report.Hundred] = 100_000 * busy.Seconds() / n
-	r.Values[report.Bytes] = float64(t.Bytes) / float64(t.Ops)
-	r.Values[report.P50] = milliseconds(t.Latency.Quantile(0.50))
-	r.Values[report.P95] = milliseconds(t.Latency.Quantile(0.95))
-	r.Values[report.P99] = milliseconds(t.Latency.Quantile(0.99))
-	return r
-}
-
 func milliseconds(d time.Duration) float64 { return d.Seconds() * 1000 }
 
-// watch starts to observe what else runs on the machine; the function it returns tells how many processors that kept
-// busy on average. Processor time of servers that come and go meanwhile must be reported by account.
+// watch observes what else runs on the machine, see [machine.Watch]. Processor time of servers that come and go meanwhile
+// must be reported by account.
 func (b *bench) watch() (func() (float64, error), error) {
 	self := machine.Process{PID: os.Getpid()}
-	own := func() time.Duration {
+	return machine.Watch(func() time.Duration {
 		sum := self.CPU() + b.past
 		for _, s := range slices.Concat(b.servers, b.guests) {
 			sum += s.cpu()
 		}
 		return sum
-	}
-	ownBefore, begin := own(), time.Now()
-	before, err := machine.Busy()
-	if err != nil {
-		return nil, err
-	}
-	return func() (float64, error) {
-		after, err := machine.Busy()
-		if err != nil {
-			return 0, err
-		}
-		return max((after-before-(own()-ownBefore)).Seconds()/time.Since(begin).Seconds(), 0), nil
-	}, nil
+	})
 }

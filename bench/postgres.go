@@ -58,7 +58,7 @@ func startPostgres(ctx context.Context, b *bench, s *server) error {
 
 // runPostgres starts the server and waits until it accepts connections.
 func (b *bench) runPostgres(ctx context.Context, s *server, data string) error {
-	addr, err := freeAddr(ctx)
+	addr, err := machine.FreeAddr(ctx)
 	if err != nil {
 		return err
 	}

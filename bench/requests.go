@@ -57,26 +57,11 @@ func (s *server) account(k int) account { return s.accounts[k%len(s.accounts)] }
 func (s *server) signIn(ctx context.Context) error {
 	s.accounts = nil
 	for i := range signedIn {
-		email := seed.Email(i)
-		body, err := json.Marshal(map[string]string{"identity": email, "password": seed.Password})
-		if err != nil {
-			return fmt.Errorf("build request: %w", err)
+		got, err := load.SignIn(ctx, s.addr, seed.Email(i), seed.Password)
+		if err != nil || got.ID != seed.UserID(i) {
+			return fmt.Errorf("sign in to %s as %q: %w", s.contender.name, got.ID, err)
 		}
-		answer, err := load.Fetch(ctx, s.addr, load.NewRequest(http.MethodPost, s.addr, "/api/collections/users/auth-with-password", body))
-		if err != nil {
-			return fmt.Errorf("sign in to %s: %w", s.contender.name, err)
-		}
-		var got struct {
-			Token  string
-			Record struct{ ID string }
-			Meta   struct{ Session grant }
-		}
-		if err := json.Unmarshal(answer.Body, &got); err != nil || got.Token == "" || got.Record.ID != seed.UserID(i) {
-			return fmt.Errorf("sign in to %s: status %d: %s", s.contender.name, answer.Status, answer.Body)
-		}
-		s.accounts = append(s.accounts, account{
-			id: got.Record.ID, email: email, token: got.Token, access: got.Meta.Session.AccessToken, refresh: got.Meta.Session.RefreshToken,
-		})
+		s.accounts = append(s.accounts, account{id: got.ID, email: seed.Email(i), token: got.Token, access: got.Access, refresh: got.Refresh})
 	}
 	return nil
 }

@@ -47,7 +47,7 @@ func ids() []string {
 // rows is the scorecard. Its targets were set from the measured costs of the parts of a request, before the parts were
 // written.
 func rows() []rowSpec {
-	return slices.Concat(reads(), writes(), others(), credentials(), []rowSpec{keyedRow()}, side())
+	return slices.Concat(reads(), writes(), others(), credentials(), []rowSpec{keyedRow()}, changeRows(), side())
 }
 
 func reads() []rowSpec {
@@ -128,7 +128,7 @@ func writes() []rowSpec {
 func others() []rowSpec {
 	return []rowSpec{
 		{
-			id: "10", title: "realtime: messages to subscribers under a membership rule", run: realtime,
+			id: "10", title: "realtime: messages to subscribers under a membership rule", run: listeners(membership, 1),
 			columns:  []report.Metric{report.CPU, report.P50, report.P99, report.WriterAlone, report.Writer, report.PerClient},
 			compared: []report.Metric{report.CPU},
 			targets: []report.Target{
@@ -136,6 +136,30 @@ func others() []rowSpec {
 				{Lane: satchel, Metric: report.CPU, Against: report.Limit, AtMost: 2},
 				{Lane: satchel, Metric: report.Writer, Against: satchel, Base: report.WriterAlone, AtMost: 2},
 			},
+		},
+		{
+			id: "17", title: "realtime: messages to subscribers under an owner rule", run: listeners(ownership, 1),
+			columns:  []report.Metric{report.CPU, report.P50, report.P99, report.WriterAlone, report.Writer},
+			compared: []report.Metric{report.CPU},
+			targets: []report.Target{
+				{Lane: satchel, Metric: report.CPU, Against: report.Stock, AtMost: 0.2},
+				{Lane: satchel, Metric: report.Writer, Against: satchel, Base: report.WriterAlone, AtMost: 2},
+			},
+		},
+		{
+			id: "18", title: "realtime: ten times as many subscribers, membership rule", run: listeners(membership, 10),
+			columns: []report.Metric{report.CPU, report.P50, report.P99, report.WriterAlone, report.Writer, report.PerClient},
+			targets: []report.Target{{Lane: satchel, Metric: report.Writer, Against: satchel, Base: report.WriterAlone, AtMost: 2}},
+		},
+		{
+			id: "19", title: "realtime: ten times as many subscribers, owner rule", run: listeners(ownership, 10),
+			columns: []report.Metric{report.CPU, report.P50, report.P99, report.WriterAlone, report.Writer, report.PerClient},
+			targets: []report.Target{{Lane: satchel, Metric: report.Writer, Against: satchel, Base: report.WriterAlone, AtMost: 2}},
+		},
+		{
+			id: "20", title: "realtime: all subscribers come back at once, each from its cursor; p50 and p99 of another client's reads", run: storm,
+			columns: []report.Metric{report.Seconds, report.CPU, report.P50, report.P99, report.PerClient},
+			targets: []report.Target{{Lane: satchel, Metric: report.Seconds, AtMost: 30}, {Lane: satchel, Metric: report.P99, AtMost: 250}},
 		},
 		{
 			id: "11", title: "token refresh", count: 8, op: refresh(),

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -48,7 +47,7 @@ type startOptions struct {
 func (b *bench) start(ctx context.Context, c *contender, o startOptions) (*server, error) {
 	s := &server{contender: c, dir: o.dir, end: func() {}}
 	var err error
-	if s.addr, err = freeAddr(ctx); err != nil {
+	if s.addr, err = machine.FreeAddr(ctx); err != nil {
 		return nil, err
 	}
 	if s.dir == "" {
@@ -153,13 +152,4 @@ func (s *server) memory() float64 {
 		sum += p.Memory()
 	}
 	return float64(sum) / (1 << 20)
-}
-
-func freeAddr(ctx context.Context) (string, error) {
-	var l net.ListenConfig
-	listener, err := l.Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", fmt.Errorf("find a free port: %w", err)
-	}
-	return listener.Addr().String(), listener.Close()
 }

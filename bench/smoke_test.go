@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/satchelbase/satchel/bench/internal/device"
 	"github.com/satchelbase/satchel/bench/internal/report"
 )
 
@@ -80,14 +81,18 @@ func checkRow(t *testing.T, row report.Row) {
 	t.Helper()
 	want := []string{satchel, report.Stock, report.Limit}
 	switch row.ID {
-	case "jobs":
-		want = want[:1]
-	case "logins", "15":
+	case "logins", "15", "17":
 		want = want[:2]
+	case "18", "19", "20", "jobs":
+		want = want[:1]
 	case "13", "14":
 		want = []string{satchel, accessLane, report.Stock}
 	case "16":
 		want = []string{satchel, keyedLane, report.Stock}
+	case "capture-create", "capture-update":
+		want = []string{satchel, unrecorded}
+	case "sync":
+		want = []string{device.Pull, device.Fold, device.First, device.List}
 	}
 	for _, name := range want {
 		if !slices.ContainsFunc(row.Results, func(r report.Result) bool { return r.Lane == name }) {

@@ -23,6 +23,7 @@ type drainer struct {
 	mu       sync.Mutex
 	server   *http.Server
 	draining bool
+	restart  chan struct{} // closed when a restart has failed; nil while there is none
 }
 
 // own gives the server a context that outlives PocketBase's, which ends the moment the listener closes.
@@ -40,6 +41,11 @@ func (d *drainer) bind(app core.App) {
 	app.OnTerminate().Bind(&hook.Handler[*core.TerminateEvent]{
 		Id: "satchelDrain", Priority: drainPriority,
 		Func: func(e *core.TerminateEvent) error {
+			if e.IsRestart {
+				defer d.restarts()()
+			} else {
+				d.awaitRestart()
+			}
 			d.drain(e.App)
 			return e.Next()
 		},
@@ -50,6 +56,26 @@ func (d *drainer) bind(app core.App) {
 		}
 		return e.Next()
 	})
+}
+
+// restarts notes that another program is to take this one's place, as after a restore. The returned function ends that.
+func (d *drainer) restarts() (failed func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	over := make(chan struct{})
+	d.restart = over
+	return func() { close(over) }
+}
+
+// awaitRestart holds up the end of the program while it is being replaced: the command "serve" returns as soon as the
+// listener is closed, and would win the race against the replacement. It returns when that has failed, otherwise never.
+func (d *drainer) awaitRestart() {
+	d.mu.Lock()
+	restart := d.restart
+	d.mu.Unlock()
+	if restart != nil {
+		<-restart
+	}
 }
 
 func (d *drainer) isDraining() bool {

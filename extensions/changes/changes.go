@@ -204,13 +204,16 @@ func New(cfg Config, s Store) *Log {
 // Tables are the tables that only this package and its triggers write to. They must be quiet in the store's options.
 func Tables() []string { return capture.Tables() }
 
+// Installed reports whether the database has the tables.
+func Installed(app core.App) bool { return capture.Installed(app) }
+
 // Extension makes the log a feature.
 func (l *Log) Extension() extensions.Extension {
 	return extensions.Extension{
 		Name:       "changes",
 		Settings:   l.cfg,
 		Tables:     Tables(),
-		Migrations: []extensions.Migration{capture.Migration()},
+		Migrations: []extensions.Migration{capture.Migration(), capture.Covering()},
 		Bind:       l.bind,
 		Serve:      func(_ *extensions.Host, e *core.ServeEvent) error { return l.open(e.App) },
 		Start:      l.start,

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -36,40 +35,15 @@ func (l *Log) doctorCommand() *cobra.Command {
 	deep := c.Flags().Bool("deep", false, "compare every id, not only the numbers of records")
 	mend := c.Flags().Bool("mend", false, "begin anew what is not in order; devices read these collections again")
 	c.RunE = func(cmd *cobra.Command, _ []string) error {
-		if !capture.Installed(l.app) {
+		if !Installed(l.app) {
 			return cli.Fail(cli.ExitError, "there is no change log yet", "the database is not migrated", "satchel serve")
 		}
-		problems, err := l.connection(cmd.Context())
+		found, problems, err := l.Examine(cmd.Context(), *deep)
 		if err != nil {
 			return err
-		}
-		list, lost, err := l.captured(cmd.Context(), l.app.ConcurrentDB())
-		if err != nil {
-			return err
-		}
-		problems = append(problems, lost...)
-		var wrong []string
-		found := make([]examined, 0, len(list))
-		for _, id := range list {
-			collection, err := l.app.FindCollectionByNameOrId(id)
-			if err != nil {
-				return fmt.Errorf("find collection: %w", err)
-			}
-			e, err := l.compare(cmd.Context(), collection, *deep)
-			if err != nil {
-				return err
-			}
-			if err := l.explain(collection, &e); err != nil {
-				e.Notes = append(e.Notes, err.Error())
-			}
-			for _, p := range e.Problems {
-				problems = append(problems, e.Collection+": "+p)
-				wrong = append(wrong, e.id)
-			}
-			found = append(found, e)
 		}
 		if cli.JSON(cmd) {
-			err = json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]any{"collections": found, "problems": append([]string{}, problems...)})
+			err = json.NewEncoder(cmd.OutOrStdout()).Encode(map[string]any{"collections": append([]Examined{}, found...), "problems": append([]string{}, problems...)})
 		} else {
 			err = printExamined(cmd.OutOrStdout(), found)
 		}
@@ -77,9 +51,15 @@ func (l *Log) doctorCommand() *cobra.Command {
 		case err != nil || len(problems) == 0:
 			return err
 		case !*mend:
-			return cli.Fail(cli.ExitChecks, fmt.Sprintf("the doctor found %d problems", len(problems)), strings.Join(problems, "\n"), advice)
+			return cli.Fail(cli.ExitChecks, fmt.Sprintf("the doctor found %d problems", len(problems)), strings.Join(problems, "\n"), Mending)
 		}
-		return capture.Mend(l.app, l.excluded, slices.Compact(wrong))
+		var wrong []string
+		for _, e := range found {
+			if len(e.Problems) > 0 {
+				wrong = append(wrong, e.id)
+			}
+		}
+		return capture.Mend(l.app, l.excluded, wrong)
 	}
 	return c
 }
@@ -105,7 +85,7 @@ func (l *Log) epochCommand() *cobra.Command {
 	}
 }
 
-func printExamined(w io.Writer, list []examined) error {
+func printExamined(w io.Writer, list []Examined) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(t, "COLLECTION\tRECORDS\tHEADS\tDELETED\tLIST RULE READS")
 	for _, e := range list {

@@ -12,11 +12,12 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/changes/capture"
+	"github.com/satchelbase/satchel/extensions/changes/dependency"
 	"github.com/satchelbase/satchel/extensions/internal/readonly"
 )
 
-// examined is what the doctor found about one collection.
-type examined struct {
+// Examined is what the doctor found about one collection.
+type Examined struct {
 	id         string
 	Collection string   `json:"collection"`
 	Records    int      `json:"records"`
@@ -29,7 +30,8 @@ type examined struct {
 	Notes []string `json:"notes"`
 }
 
-const advice = "satchel changes doctor --mend, which begins these collections anew: devices read them again"
+// Mending says what to do about problems.
+const Mending = "satchel changes doctor --mend, which begins these collections anew: devices read them again"
 
 // check is the line of "satchel doctor", which opens no database for writing. It looks at triggers only: to count records
 // takes long.
@@ -55,7 +57,7 @@ func (l *Log) check(ctx context.Context, h *extensions.Host) extensions.Result {
 	case err != nil:
 		return extensions.Result{Level: extensions.Skip, Message: "the database cannot be read: " + err.Error()}
 	case len(problems) > 0:
-		return extensions.Result{Level: extensions.Fail, Message: fmt.Sprintf("%d problems, the first: %s", len(problems), problems[0]), Next: advice}
+		return extensions.Result{Level: extensions.Fail, Message: fmt.Sprintf("%d problems, the first: %s", len(problems), problems[0]), Next: Mending}
 	}
 	return extensions.Result{Message: fmt.Sprintf("the changes of %d collections are recorded", len(captured))}
 }
@@ -106,9 +108,41 @@ func (l *Log) connection(ctx context.Context) (problems []string, err error) {
 	return problems, nil
 }
 
+// Examine looks at the triggers of all collections that should be captured, holds heads against records, with deep every
+// id, and finds out what the list rules read. problems are those of the whole, each collection's with its name among them.
+// It folds the log, as readers do, and changes nothing else.
+func (l *Log) Examine(ctx context.Context, deep bool) (list []Examined, problems []string, err error) {
+	if problems, err = l.connection(ctx); err != nil {
+		return nil, nil, err
+	}
+	ids, lost, err := l.captured(ctx, l.app.ConcurrentDB())
+	if err != nil {
+		return nil, nil, err
+	}
+	problems = append(problems, lost...)
+	for _, id := range ids {
+		collection, err := l.app.FindCollectionByNameOrId(id)
+		if err != nil {
+			return nil, nil, fmt.Errorf("find collection: %w", err)
+		}
+		e, err := l.compare(ctx, collection, deep)
+		if err != nil {
+			return nil, nil, err
+		}
+		if err := l.explain(collection, &e); err != nil {
+			e.Notes = append(e.Notes, err.Error())
+		}
+		for _, p := range e.Problems {
+			problems = append(problems, e.Collection+": "+p)
+		}
+		list = append(list, e)
+	}
+	return list, problems, nil
+}
+
 // compare holds the heads of a collection against its records: their numbers, and if deep every id.
-func (l *Log) compare(ctx context.Context, c *core.Collection, deep bool) (examined, error) {
-	out := examined{id: c.Id, Collection: c.Name, Problems: []string{}, Reads: []string{}, Notes: []string{}}
+func (l *Log) compare(ctx context.Context, c *core.Collection, deep bool) (Examined, error) {
+	out := Examined{id: c.Id, Collection: c.Name, Problems: []string{}, Reads: []string{}, Notes: []string{}}
 	k, err := l.complete(ctx, c.Id)
 	if err != nil {
 		return out, err
@@ -143,7 +177,7 @@ func (l *Log) compare(ctx context.Context, c *core.Collection, deep bool) (exami
 	}
 }
 
-func (e *examined) count(ctx context.Context, tx *dbx.Tx, k Collection, deep bool) error {
+func (e *Examined) count(ctx context.Context, tx *dbx.Tx, k Collection, deep bool) error {
 	params := dbx.Params{"c": k.C}
 	number := func(query string, into *int) error { return tx.NewQuery(query).Bind(params).WithContext(ctx).Row(into) }
 	if err := number("SELECT count(*) FROM "+capture.Quote(k.Name), &e.Records); err != nil {
@@ -185,7 +219,7 @@ func (e *examined) count(ctx context.Context, tx *dbx.Tx, k Collection, deep boo
 const largeTable = 1000
 
 // explain says what the list rule of the collection reads, for a user of the first auth collection.
-func (l *Log) explain(c *core.Collection, e *examined) error {
+func (l *Log) explain(c *core.Collection, e *Examined) error {
 	if c.ListRule == nil {
 		return nil
 	}
@@ -222,9 +256,18 @@ func (l *Log) explain(c *core.Collection, e *examined) error {
 		if err != nil {
 			return err
 		}
-		if n == largeTable {
-			e.Notes = append(e.Notes, "the list rule reads "+table+" from end to end: an index may help")
+		if n < largeTable {
+			continue
 		}
+		column, err := dependency.Index(l.app, c, *c.ListRule, auth, table)
+		if err != nil {
+			return err
+		}
+		help := "no index on a column of it helps"
+		if column != "" {
+			help = "an index on its column " + column + " helps"
+		}
+		e.Notes = append(e.Notes, "the list rule reads "+table+" from end to end: "+help)
 	}
 	return nil
 }

@@ -111,7 +111,7 @@ func (l *Log) writeMark(ctx context.Context) error {
 	l.mark.Lock()
 	defer l.mark.Unlock()
 	now := waterMark{Epoch: s.Epoch, Seq: s.Horizon}
-	if now == l.mark.written {
+	if now == l.mark.written || l.mark.restoring { // during a restore the mark says so, and the files are another database's
 		return nil
 	}
 	if err := l.store.Durable(); err != nil {

@@ -117,7 +117,7 @@ func TestLostTriggers(t *testing.T) {
 				f.exec(strings.TrimSuffix(text, "; "))
 			}
 			f.exec("UPDATE notes SET title = 'unseen' WHERE id = '" + a.Id + "'")
-			if result := f.check(t.Context(), f.Host); result.Next != advice {
+			if result := f.check(t.Context(), f.Host); result.Next != Mending {
 				t.Errorf("check: %+v", result)
 			}
 			from := f.at()

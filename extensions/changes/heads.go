@@ -2,8 +2,11 @@ package changes
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
@@ -12,8 +15,9 @@ import (
 )
 
 const (
-	// foldChunk is how many changes one transaction folds: about five milliseconds of the writer.
-	foldChunk = 500
+	// foldChunk is how many changes one transaction folds: a few milliseconds of the writer, and about ten when the records
+	// lie scattered among a million others.
+	foldChunk = 250
 
 	// fillChunk is how many records get their first head in one transaction.
 	fillChunk = 1000
@@ -22,13 +26,11 @@ const (
 // Head is the state of a record. Version is the number of its last write. HID is a small integer that stands for the
 // record for ever and is never given to another one.
 type Head struct {
-	HID     int64  `db:"hid"`
-	Record  string `db:"rec"`
-	Version int64  `db:"seq"`
-	Deleted bool   `db:"del"`
+	HID     int64
+	Record  string
+	Version int64
+	Deleted bool
 }
-
-const selectHeads = "SELECT hid, rec, seq, del FROM changes_heads WHERE c = {:c} AND "
 
 // foldSQL gives each record in a stretch of the log its last change. With max, SQLite takes the other columns from the
 // row that has the maximum.
@@ -141,12 +143,10 @@ func (l *Log) HeadsAfter(ctx context.Context, collection string, after int64, li
 	if limit <= 0 {
 		limit = defaultLimit
 	}
-	var list []Head
 	db := l.app.ConcurrentDB()
-	err = db.NewQuery(selectHeads + "seq > {:after} ORDER BY seq, hid LIMIT {:limit}").
-		Bind(dbx.Params{"c": k.C, "after": after, "limit": min(limit, maxLimit)}).WithContext(ctx).All(&list)
+	list, err := readHeads(ctx, db, headsAfter, dbx.Params{"c": k.C, "after": after, "limit": min(limit, maxLimit)})
 	if err != nil {
-		return nil, fmt.Errorf("read heads: %w", err)
+		return nil, err
 	}
 	s, err := capture.ReadState(ctx, db) // after the heads: see stored
 	if err != nil {
@@ -160,7 +160,7 @@ func (l *Log) HeadsAfter(ctx context.Context, collection string, after int64, li
 
 // HeadsOf returns the heads of records by their ids; those that never existed have none.
 func (l *Log) HeadsOf(ctx context.Context, collection string, records []string) (map[string]Head, error) {
-	list, err := l.headsIn(ctx, collection, "rec", records)
+	list, err := l.headsIn(ctx, collection, headsByRecord, records)
 	out := make(map[string]Head, len(list))
 	for _, h := range list {
 		out[h.Record] = h
@@ -170,10 +170,20 @@ func (l *Log) HeadsOf(ctx context.Context, collection string, records []string) 
 
 // HeadsByHID returns the heads with these numbers.
 func (l *Log) HeadsByHID(ctx context.Context, collection string, hids []int64) ([]Head, error) {
-	return l.headsIn(ctx, collection, "hid", hids)
+	hids = slices.Compact(slices.Sorted(slices.Values(hids))) // DISTINCT would build a tree
+	return l.headsIn(ctx, collection, headsByNumber, hids)
 }
 
-func (l *Log) headsIn(ctx context.Context, collection, column string, values any) ([]Head, error) {
+// headsAfter finds all it wants in an index. Of the others the values come first and each is looked up. SQLite chooses
+// otherwise as soon as it has statistics, and then goes through all heads of the collection; the plus keeps it from that.
+const (
+	headsAfter    = "SELECT hid, rec, seq, del FROM changes_heads WHERE c = {:c} AND seq > {:after} ORDER BY seq LIMIT {:limit}"
+	headsIn       = "SELECT h.hid, h.rec, h.seq, h.del FROM json_each({:values}) j CROSS JOIN changes_heads h ON "
+	headsByNumber = headsIn + "h.hid = j.value AND +h.c = {:c}"
+	headsByRecord = headsIn + "h.c = {:c} AND h.rec = j.value"
+)
+
+func (l *Log) headsIn(ctx context.Context, collection, query string, values any) ([]Head, error) {
 	k, err := l.complete(ctx, collection)
 	if err != nil {
 		return nil, err
@@ -182,11 +192,60 @@ func (l *Log) headsIn(ctx context.Context, collection, column string, values any
 	if err != nil {
 		return nil, err
 	}
-	var list []Head
-	err = l.app.ConcurrentDB().NewQuery(selectHeads + column + " IN (SELECT value FROM json_each({:values}))").
-		Bind(dbx.Params{"c": k.C, "values": string(raw)}).WithContext(ctx).All(&list)
+	return readHeads(ctx, l.app.ConcurrentDB(), query, dbx.Params{"c": k.C, "values": string(raw)})
+}
+
+// readHeads scans by hand: there may be many thousands.
+func readHeads(ctx context.Context, db dbx.Builder, query string, params dbx.Params) (list []Head, err error) {
+	found, err := db.NewQuery(query).Bind(params).WithContext(ctx).Rows()
 	if err != nil {
 		return nil, fmt.Errorf("read heads: %w", err)
 	}
-	return list, nil
+	defer func() { err = errors.Join(err, found.Close()) }()
+	for found.Next() {
+		var h Head
+		if err := found.Scan(&h.HID, &h.Record, &h.Version, &h.Deleted); err != nil {
+			return nil, fmt.Errorf("read heads: %w", err)
+		}
+		list = append(list, h)
+	}
+	return list, found.Err()
+}
+
+// versionSQL finds a collection and the last change of a record, as its number times four with the action. What the heads
+// do not contain stands in the log behind the number up to which it was folded.
+const versionSQL = `SELECT name, base, filled, max(
+		coalesce((SELECT max(seq * 4 + op) FROM changes_log WHERE seq > (SELECT folded FROM changes_state) AND c = k.c AND rec = {:rec} AND op <= 3), 0),
+		coalesce((SELECT seq * 4 + CASE del WHEN 1 THEN 3 ELSE 2 END FROM changes_heads WHERE c = k.c AND rec = {:rec}), 0)) AS last
+	FROM changes_collections k WHERE gone = 0 AND (collection = {:key} OR name = {:key} COLLATE NOCASE)
+	ORDER BY collection = {:key} DESC LIMIT 1`
+
+// VersionIn returns the number of the last change of a record as app has it, and whether it was its deletion; 0 for a
+// record that never was. Unlike the heads it shows the uncommitted writes of app's own transaction, and it writes
+// nothing, so it may be called inside of one.
+func (l *Log) VersionIn(app core.App, collection, record string) (version int64, deleted bool, err error) {
+	var found struct {
+		Name   string `db:"name"`
+		Base   int64  `db:"base"`
+		Filled bool   `db:"filled"`
+		Last   int64  `db:"last"`
+	}
+	err = app.DB().NewQuery(versionSQL).Bind(dbx.Params{"key": collection, "rec": record}).One(&found)
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		return 0, false, ErrNotCaptured
+	case err != nil:
+		return 0, false, fmt.Errorf("read version: %w", err)
+	case found.Last > 0 || found.Filled:
+		return found.Last / 4, Action(found.Last%4) == Delete, nil
+	}
+	var there bool // since before the capture: it has no head yet
+	err = app.DB().NewQuery("SELECT EXISTS (SELECT 1 FROM " + capture.Quote(found.Name) + " WHERE id = {:rec})").Bind(dbx.Params{"rec": record}).Row(&there)
+	if err != nil {
+		return 0, false, fmt.Errorf("look for record: %w", err)
+	}
+	if !there {
+		return 0, false, nil
+	}
+	return found.Base, false, nil
 }

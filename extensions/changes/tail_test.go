@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/changes/capture"
 )
 
 // Writers of every kind at once; readers must see every number, in order and without gaps.
@@ -304,6 +308,89 @@ func TestHeads(t *testing.T) {
 	if again := f.heads("notes")[a.Id]; again.HID != ha.HID || again.Deleted {
 		t.Errorf("again: %+v", again)
 	}
+}
+
+// Whatever statistics SQLite has, each head that is asked for is looked up.
+func TestHeadsAreLookedUp(t *testing.T) {
+	f := start(t, defaults())
+	f.exec(`WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000) INSERT INTO notes (id) SELECT printf('%015d', i) FROM n`)
+	f.heads("notes")
+	for _, statistics := range []string{"SELECT 1", "ANALYZE"} {
+		f.exec(statistics)
+		for query, want := range map[string]string{
+			headsAfter:    "SEARCH changes_heads USING COVERING INDEX changes_heads_seq (c=? AND seq>?)",
+			headsByNumber: "SEARCH h USING INTEGER PRIMARY KEY (rowid=?)",
+			headsByRecord: "SEARCH h USING INDEX sqlite_autoindex_changes_heads_1 (c=? AND rec=?)",
+		} {
+			var plan []struct{ Detail string }
+			f.must(f.ConcurrentDB().NewQuery("EXPLAIN QUERY PLAN " + query).Bind(dbx.Params{"c": 1, "values": "[1,2]", "after": 7, "limit": 100}).All(&plan))
+			found := false
+			for _, step := range plan {
+				found = found || step.Detail == want
+				if strings.HasPrefix(step.Detail, "SCAN h") || strings.HasPrefix(step.Detail, "SCAN changes_heads") || strings.Contains(step.Detail, "TEMP B-TREE FOR ORDER") {
+					t.Errorf("after %s: %s: %v", statistics, query, plan)
+				}
+			}
+			if !found {
+				t.Errorf("after %s: %s: %v, want %s", statistics, query, plan, want)
+			}
+		}
+	}
+	list, err := f.HeadsByHID(t.Context(), "notes", []int64{7, 7, 8})
+	if err != nil || len(list) != 2 {
+		t.Errorf("a head that is named twice: %v %v", list, err)
+	}
+}
+
+// A version is that of the transaction, whether the log was folded or not.
+func TestVersionIn(t *testing.T) {
+	f := start(t, defaults())
+	check := func(app core.App, what, collection, record string, want int64, wantDeleted bool) {
+		t.Helper()
+		v, deleted, err := f.VersionIn(app, collection, record)
+		if err != nil || v != want || deleted != wantDeleted {
+			t.Errorf("%s: %d %v %v, want %d %v", what, v, deleted, err, want, wantDeleted)
+		}
+	}
+	r := f.note("a", "")
+	check(f.App, "not folded", f.notes.Id, r.Id, f.at().Seq, false)
+	f.heads("notes")
+	check(f.App, "folded, by name", "Notes", r.Id, f.at().Seq, false)
+	check(f.App, "unknown", "notes", "unknown", 0, false)
+	before := f.at().Seq
+	undone := errors.New("undone")
+	err := f.RunInTransaction(func(tx core.App) error {
+		r.Set("title", "b")
+		f.must(tx.Save(r))
+		check(tx, "in the transaction", f.notes.Id, r.Id, before+1, false)
+		f.must(tx.Delete(r))
+		check(tx, "deleted in the transaction", f.notes.Id, r.Id, before+2, true)
+		return undone
+	})
+	if !errors.Is(err, undone) {
+		t.Fatal(err)
+	}
+	check(f.App, "undone", f.notes.Id, r.Id, before, false)
+	f.must(f.Delete(r))
+	check(f.App, "deleted", f.notes.Id, r.Id, f.at().Seq, true)
+	f.heads("notes")
+	check(f.App, "deleted and folded", f.notes.Id, r.Id, f.at().Seq, true)
+	if _, _, err := f.VersionIn(f.App, "_superusers", "x"); !errors.Is(err, ErrNotCaptured) {
+		t.Errorf("%v", err)
+	}
+
+	// Records from before the capture have the number with which it began, whether they have a head yet or not.
+	old := f.note("old", "")
+	k, err := f.Collection(t.Context(), "notes")
+	f.must(err)
+	f.exec("DROP TRIGGER changes_" + number(k.C) + "_insert")
+	f.must(capture.Sync(f.App, f.excluded))
+	k, err = f.Collection(t.Context(), "notes")
+	f.must(err)
+	check(f.App, "before the capture", "notes", old.Id, k.Base, false)
+	check(f.App, "never, before the capture", "notes", "unknown", 0, false)
+	f.heads("notes")
+	check(f.App, "before the capture, with a head", "notes", old.Id, k.Base, false)
 }
 
 // What touches no captured table makes nobody read the log.

@@ -51,6 +51,8 @@ type server struct {
 	addr string
 	hub  *live.Hub
 	http *httptest.Server
+
+	limit time.Duration // of a request; none for zero
 }
 
 // configure changes settings before the start.
@@ -58,7 +60,13 @@ type configure func(*live.Config, *live.Deps)
 
 func start(t testing.TB, changed ...configure) *server {
 	t.Helper()
-	s := &server{t: t, dir: t.TempDir()}
+	return startLimited(t, 0, changed...)
+}
+
+// startLimited gives the HTTP server a time limit for requests.
+func startLimited(t testing.TB, limit time.Duration, changed ...configure) *server {
+	t.Helper()
+	s := &server{t: t, dir: t.TempDir(), limit: limit}
 	s.up(changed...)
 	t.Cleanup(s.down)
 	for _, name := range []string{"users", core.CollectionNameSuperusers} {
@@ -118,6 +126,7 @@ func (s *server) up(changed ...configure) {
 		s.t.Fatal(err)
 	}
 	s.http = httptest.NewUnstartedServer(nil)
+	s.http.Config.ReadTimeout, s.http.Config.WriteTimeout = s.limit, s.limit
 	err = app.OnServe().Trigger(&core.ServeEvent{App: app, Router: router, Server: s.http.Config}, func(e *core.ServeEvent) error {
 		mux, err := e.Router.BuildMux()
 		e.Server.Handler = mux
@@ -455,6 +464,29 @@ func (p *phone) next(kind string) got {
 			p.t.Fatalf("closed (%v) instead of %s", p.err, kind)
 		}
 	}
+}
+
+// both are the next two frames, which come in any order.
+func (p *phone) both(one, other string) [2]got {
+	p.t.Helper()
+	var out [2]got
+	for out[0].Type == "" || out[1].Type == "" {
+		select {
+		case g := <-p.frames:
+			switch {
+			case g.Type == "cursor":
+			case g.Type == one && out[0].Type == "":
+				out[0] = g
+			case g.Type == other && out[1].Type == "":
+				out[1] = g
+			default:
+				p.t.Fatalf("got %+v, want %s and %s", g, one, other)
+			}
+		case <-time.After(patience):
+			p.t.Fatalf("no %s and %s: %+v", one, other, out)
+		}
+	}
+	return out
 }
 
 // sub subscribes and waits for the answer.

@@ -26,10 +26,6 @@ const (
 	// tendEvery is how often connections are compared with the sessions that have ended and the accounts that have changed.
 	tendEvery = 200 * time.Millisecond
 
-	// stockGrace is how long a connection of the stock contract outlives its token: its client cannot renew it but by
-	// subscribing anew, which it does when it has refreshed the token.
-	stockGrace = time.Minute
-
 	verifyTimeout = 10 * time.Second
 )
 
@@ -82,6 +78,17 @@ func (h *Hub) verify(like *http.Request, token string) (*feed.Identity, error) {
 	}
 	return nil, errors.New("the credential cannot be verified now: " + http.StatusText(answer.status))
 }
+
+// admit is verify for those who come: a few at a time, so that ten thousand who come back at once leave the machine to
+// others as well.
+func (h *Hub) admit(like *http.Request, token string) (*feed.Identity, error) {
+	h.admitting <- struct{}{}
+	defer func() { <-h.admitting }()
+	return h.verify(like, token)
+}
+
+// admittedAtOnce keeps a few cores busy.
+const admittedAtOnce = 8
 
 // answer is where the router writes what nobody reads.
 type answer struct {
@@ -296,7 +303,7 @@ func (h *Hub) dropExpired(now time.Time) {
 		}
 		end := who.Expires
 		if c.Stock {
-			end = end.Add(stockGrace)
+			end = end.Add(h.deps.Patience.Renew)
 		}
 		if now.After(end) {
 			c.Close(frame.CloseAuth, "the token has expired")
@@ -333,6 +340,7 @@ func (h *Hub) recheckCredential(c *feed.Conn, who *feed.Identity) {
 		h.touched.record(who.Auth)
 	case c.Who.CompareAndSwap(who, now):
 		if !sameForRules(who.Auth, now.Auth) {
+			h.feed.Reach(context.WithoutCancel(c.Opened.Context())) // or the change would be told twice, or be passed by
 			c.Suspend(nil, true)
 		}
 		h.reviewSeats(c)

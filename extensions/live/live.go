@@ -22,6 +22,7 @@
 package live
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -72,6 +73,26 @@ type Deps struct {
 
 	// Channels are declared beside those of the settings.
 	Channels []channel.Channel
+
+	// Patience is the usual one where it is zero.
+	Patience Patience
+}
+
+// Patience is how long clients are waited for.
+type Patience struct {
+	Auth  time.Duration // to say who they are
+	Write time.Duration // to accept a message, or to answer a ping
+	Ping  time.Duration // in silence, until they are asked whether they are there
+	Renew time.Duration // to subscribe with a newer token in the stock contract, once theirs has expired
+}
+
+// usual is for clients on slow networks. The pings also keep proxies from closing a silent connection, which most do after
+// 60 s. A client of the stock contract cannot renew its token but by subscribing anew.
+func (p Patience) usual() Patience {
+	return Patience{
+		Auth: cmp.Or(p.Auth, 10*time.Second), Write: cmp.Or(p.Write, 10*time.Second),
+		Ping: cmp.Or(p.Ping, 25*time.Second), Renew: cmp.Or(p.Renew, time.Minute),
+	}
 }
 
 // Hub is the feature. It is safe for concurrent use once it is bound to an application.
@@ -93,7 +114,8 @@ type Hub struct {
 	draining  bool
 	connected sync.WaitGroup
 
-	touched accounts
+	admitting chan struct{} // bounds how many credentials are verified at once
+	touched   accounts
 
 	stop    context.CancelFunc
 	stopped sync.WaitGroup
@@ -101,9 +123,12 @@ type Hub struct {
 
 // New makes the hub. cfg must be valid.
 func New(cfg Config, log feed.Log, deps Deps) *Hub {
+	deps.Patience = deps.Patience.usual()
 	h := &Hub{
-		cfg: cfg, deps: deps, families: deps.Channels, feed: feed.New(feed.Config{Queue: int(cfg.Queue), Remember: cfg.Remember}, log),
+		cfg: cfg, deps: deps, families: deps.Channels,
+		feed:  feed.New(feed.Config{Queue: int(cfg.Queue), Remember: cfg.Remember, PingEvery: deps.Patience.Ping}, log),
 		users: map[string]map[*feed.Conn]struct{}{}, clients: map[string]*client{},
+		admitting: make(chan struct{}, admittedAtOnce),
 	}
 	h.feed.Redefined = h.touched.collection
 	for _, text := range cfg.Channels {

@@ -163,6 +163,9 @@ func TestAuthentication(t *testing.T) {
 	guest.sub("n", map[string]any{"collection": "notes"})
 	guest.send(map[string]any{"type": "auth", "token": access})
 	ready := guest.next("ready")
+	if r := guest.next("reset"); r.Sub != "n" || r.Reason != "visibility" {
+		t.Errorf("%+v", r)
+	}
 	s.record("notes", map[string]any{"title": "mine", "owner": ready.User.ID})
 	if e := guest.next("event"); e.Record["title"] != "mine" {
 		t.Errorf("%+v", e)
@@ -246,20 +249,25 @@ func TestLeave(t *testing.T) {
 	s.set(card, map[string]any{"title": "unseen"})
 	p.quiet(s)
 	s.set(team, map[string]any{"members": []string{ada.Id}})
-	p.quiet(s)
+	if e := p.next("reset"); e.Sub != "c" || e.Reason != "visibility" {
+		t.Fatalf("%+v", e)
+	}
 	s.set(card, map[string]any{"title": "seen"})
 	if e := p.next("event"); e.Record["title"] != "seen" {
 		t.Fatalf("%+v", e)
 	}
 
 	s.set(ada, map[string]any{"role": "chief"})
+	if e := p.next("reset"); e.Sub != "s" {
+		t.Fatalf("%+v", e)
+	}
 	secret := s.record("secrets", map[string]any{"title": "now"})
 	if e := p.next("event"); e.ID != secret.Id {
 		t.Fatalf("%+v", e)
 	}
 	s.set(ada, map[string]any{"role": ""})
-	if e := p.next("leave"); e.ID != secret.Id || e.Sub != "s" {
-		t.Fatalf("%+v", e)
+	if left := p.both("leave", "reset"); left[0].ID != secret.Id || left[0].Sub != "s" || left[1].Sub != "s" { // of the other one it was never sent
+		t.Fatalf("%+v", left)
 	}
 
 	cards, err := s.FindCollectionByNameOrId("cards")
@@ -268,8 +276,8 @@ func TestLeave(t *testing.T) {
 	}
 	cards.ListRule = new("title = 'other'")
 	s.save(cards)
-	if e := p.next("leave"); e.ID != card.Id {
-		t.Fatalf("%+v", e)
+	if left := p.both("leave", "reset"); left[0].ID != card.Id || left[1].Sub != "c" {
+		t.Fatalf("%+v", left)
 	}
 	cards.ListRule = nil
 	s.save(cards)

@@ -20,14 +20,9 @@ import (
 	"github.com/satchelbase/satchel/extensions/rows"
 )
 
-const (
-	// authWithin is how long a client may take to say who it is.
-	authWithin = 10 * time.Second
-
-	// compressFrom is the size from which a message is compressed, in bytes. Without context takeover a connection keeps no
-	// window in memory between two messages.
-	compressFrom = 512
-)
+// compressFrom is the size from which a message is compressed, in bytes. Without context takeover a connection keeps no
+// window in memory between two messages.
+const compressFrom = 512
 
 // accept upgrades a request. The origin is not looked at: a credential comes in the first frame and never by itself, as
 // a cookie does, so a page of another site can do no more than any other program.
@@ -45,13 +40,14 @@ func accept(e *core.RequestEvent, subprotocols ...string) (*websocket.Conn, erro
 
 // wire sends frames over a WebSocket.
 type wire struct {
-	ws  *websocket.Conn
-	buf []byte
+	ws    *websocket.Conn
+	limit time.Duration // for the client to accept a message, or to answer a ping
+	buf   []byte
 }
 
 func (w *wire) write(ctx context.Context, raw []byte) error {
 	// Not the context of the connection: a write that is cancelled would cut it without the close frame.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), feed.WriteTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), w.limit)
 	defer cancel()
 	err := w.ws.Write(ctx, websocket.MessageText, raw)
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -77,7 +73,7 @@ func (w *wire) Send(ctx context.Context, m feed.Message) error { return w.write(
 
 // ping waits for the answer, which the goroutine that reads receives.
 func (w *wire) Ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, feed.WriteTimeout)
+	ctx, cancel := context.WithTimeout(ctx, w.limit)
 	defer cancel()
 	err := w.ws.Ping(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -109,7 +105,7 @@ func (h *Hub) serveSocket(e *core.RequestEvent) error {
 		return nil
 	}
 	defer func() { _ = ws.CloseNow() }()
-	w := &wire{ws: ws}
+	w := &wire{ws: ws, limit: h.deps.Patience.Write}
 	if ws.Subprotocol() != frame.Subprotocol {
 		w.Close(int(websocket.StatusPolicyViolation), "the subprotocol is "+frame.Subprotocol)
 		return nil
@@ -131,20 +127,18 @@ func (h *Hub) burst() int { return 5 * h.cfg.Frames }
 
 // read takes what the client sends.
 func (s *socket) read(ctx context.Context) error {
-	first, cancel := context.WithTimeout(context.WithoutCancel(ctx), authWithin)
-	defer cancel()
-	for {
-		limit := context.WithoutCancel(ctx) // a cancelled read would close the connection without a word
+	due := time.AfterFunc(s.hub.deps.Patience.Auth, func() { // a read with a deadline would close the connection without a word
 		if s.Who.Load() == nil {
-			limit = first
+			s.Close(frame.CloseAuth, "the first frame must be auth")
 		}
-		kind, raw, err := s.ws.Read(limit)
-		if errors.Is(err, context.DeadlineExceeded) {
-			return feed.End(frame.CloseAuth, "the first frame must be auth")
-		}
+	})
+	defer due.Stop()
+	for {
+		kind, raw, err := s.ws.Read(context.WithoutCancel(ctx)) // nor may it be cancelled
 		if err != nil {
 			return err
 		}
+		due.Stop() // how long the answer takes is not the client's fault
 		if !s.allowance() {
 			return feed.End(frame.CloseLimit, "too many frames")
 		}
@@ -209,7 +203,7 @@ func (s *socket) handle(ctx context.Context, f frame.In) error {
 
 // authenticate accepts a credential, the first one or a newer one of the same account.
 func (s *socket) authenticate(ctx context.Context, f frame.In) error {
-	who, err := s.hub.verify(s.Opened, f.Token)
+	who, err := s.hub.admit(s.Opened, f.Token)
 	if errors.Is(err, errRefused) {
 		s.fail(f, ErrAuth, "")
 		return feed.End(frame.CloseAuth, "the credential is not accepted")
@@ -302,7 +296,8 @@ func (s *socket) define(ctx context.Context, f frame.In) (*feed.Sub, *extensions
 		return nil, ErrUnavailable, ""
 	}
 	made := &feed.Sub{
-		Name: f.Sub, Collection: collection.Id, Record: f.Record, Filter: f.Filter, Expand: f.Expand,
+		Name:       f.Sub,
+		Collection: collection.Id, Record: f.Record, Filter: f.Filter, Expand: f.Expand,
 		Query: map[string]string{}, Headers: map[string]string{},
 	}
 	if made.Fields, err = rows.ParseFields(f.Fields); err != nil {

@@ -207,7 +207,8 @@ func (h *Hub) stockSub(c *feed.Conn, topic string, options subscriptions.Subscri
 		return nil, false
 	}
 	s := &feed.Sub{
-		Name: topic, Collection: collection.Id, Record: record, Query: options.Query, Headers: options.Headers,
+		Name:       topic,
+		Collection: collection.Id, Record: record, Query: options.Query, Headers: options.Headers,
 		Filter: options.Query["filter"], Expand: options.Query["expand"],
 	}
 	if fields, err := rows.ParseFields(options.Query["fields"]); err == nil { // as before, a mistake chooses all

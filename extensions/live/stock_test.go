@@ -348,3 +348,26 @@ func TestSubscribingTwiceLosesNothing(t *testing.T) {
 		}
 	}
 }
+
+// A stream lives longer than the server lets requests take, in either direction.
+func TestStreamsOutliveRequests(t *testing.T) {
+	const limit = 3 * time.Second
+	s := startLimited(t, limit)
+	st, p := s.stream("/api/realtime"), s.connect("")
+	s.subscribe(st, "", "posts/*")
+	p.sub("p", map[string]any{"collection": "posts"})
+	select {
+	case <-st.closed:
+		t.Fatal("the stream has ended")
+	case <-p.closed:
+		t.Fatal("the connection has ended")
+	case <-time.After(limit + time.Second):
+	}
+	s.record("posts", map[string]any{"title": "late"})
+	if m := st.told(t, "posts/*"); m.Record["title"] != "late" {
+		t.Errorf("%+v", m)
+	}
+	if m := p.next("event"); m.Record["title"] != "late" {
+		t.Errorf("%+v", m)
+	}
+}

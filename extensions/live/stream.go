@@ -84,7 +84,7 @@ func sendStock(e *core.RequestEvent, c *client, m *subscriptions.Message, write 
 // limited bounds how long a client may take to accept what fn writes.
 func (s *stream) limited(fn func() error) error {
 	control := http.NewResponseController(s.event.Response)
-	if err := control.SetWriteDeadline(time.Now().Add(feed.WriteTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	if err := control.SetWriteDeadline(time.Now().Add(s.client.hub.deps.Patience.Write)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return err
 	}
 	if err := fn(); err != nil {
@@ -159,7 +159,7 @@ func (h *Hub) serveShim(e *core.RequestEvent) error {
 	}
 	defer func() { _ = ws.CloseNow() }()
 	event := &core.RealtimeConnectRequestEvent{RequestEvent: e, MaxTimeout: stockLife, IdleTimeout: stockLife}
-	out := &shim{ws: ws, event: e}
+	out := &shim{ws: ws, limit: h.deps.Patience.Write, event: e}
 	out.owner = func() *client {
 		c, _ := event.Client.(*client)
 		return c

@@ -109,6 +109,9 @@ func TestDifferential(t *testing.T) {
 
 // FuzzDifferential asks the questions that grow out of a number.
 func FuzzDifferential(f *testing.F) {
+	if raceEnabled {
+		f.Skip("make test runs it without the detector, which the same code meets in TestDifferential")
+	}
 	for seed := range uint64(2) {
 		f.Add(seed)
 	}

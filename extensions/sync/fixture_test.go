@@ -192,7 +192,7 @@ func (d *device) ask(cursor *string, collections []string, changes ...map[string
 func (d *device) sync(changes ...map[string]any) (results []result, upserts, removes []string) {
 	d.t.Helper()
 	var sweep map[string]bool
-	for range 100 {
+	for range 200 {
 		p := d.ask(d.cursor, []string{"notes"}, changes...)
 		changes = nil
 		results = append(results, p.Results...)

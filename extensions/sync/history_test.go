@@ -29,7 +29,12 @@ func TestHistories(t *testing.T) {
 		last = min(last, first+1)
 	}
 	for seed := first; seed <= last; seed++ {
-		t.Run(fmt.Sprintf("sync.real-seed=%d", seed), func(t *testing.T) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Cleanup(func() {
+				if t.Failed() {
+					t.Logf("go test ./extensions/sync -run TestHistories -v -sync.real-seed %d", seed)
+				}
+			})
 			h := newHistory(t, seed)
 			for h.step = 1; h.step <= 150; h.step++ {
 				h.play()

@@ -2,7 +2,9 @@ package sync
 
 import (
 	"encoding/json"
+	"encoding/json/jsontext"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -38,15 +40,6 @@ func (s *Sync) Polling(x extensions.Extension) extensions.Extension {
 		g.GET("", s.pollAll)
 	}
 	return x
-}
-
-// item is one change in the answer.
-type item struct {
-	Collection string          `json:"collection"`
-	ID         string          `json:"id"`
-	Action     string          `json:"action"`
-	Version    int64           `json:"version,omitempty"`
-	Record     json.RawMessage `json:"record,omitempty"`
 }
 
 func (s *Sync) pollAll(e *core.RequestEvent) error {
@@ -160,14 +153,39 @@ func (s *Sync) writePoll(e *core.RequestEvent, page *view.Page, limit int) error
 		e.Response.WriteHeader(http.StatusNoContent)
 		return nil
 	}
-	data := []item{}
-	for _, delta := range page.Deltas {
-		for _, row := range delta.Upserts {
-			data = append(data, item{Collection: delta.Name, ID: row.ID, Action: "upsert", Version: row.Version, Record: row.Body})
-		}
-		for _, id := range delta.Removes {
-			data = append(data, item{Collection: delta.Name, ID: id, Action: "remove"})
-		}
+	data, err := encodeItems(page.Deltas)
+	if err != nil {
+		return err
 	}
 	return api.WritePage(e, data, api.Page{Limit: limit, NextCursor: next, Last: !page.More})
+}
+
+// encodeItems lists changes as {collection, id, action, version, record}, the last two of rows that are there.
+func encodeItems(list []view.Delta) (out json.RawMessage, err error) {
+	out = []byte{'['}
+	begin := func(collection, id, action string) {
+		if len(out) > 1 {
+			out = append(out, ',')
+		}
+		for _, member := range []struct{ name, value string }{{`{"collection":`, collection}, {`,"id":`, id}, {`,"action":`, action}} {
+			var failed error
+			out, failed = jsontext.AppendQuote(append(out, member.name...), member.value)
+			err = errors.Join(err, failed)
+		}
+	}
+	for _, delta := range list {
+		for _, row := range delta.Upserts {
+			begin(delta.Name, row.ID, "upsert")
+			out = strconv.AppendInt(append(out, `,"version":`...), row.Version, 10)
+			out = append(append(append(out, `,"record":`...), row.Body...), '}')
+		}
+		for _, id := range delta.Removes {
+			begin(delta.Name, id, "remove")
+			out = append(out, '}')
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("encode changes: %w", err)
+	}
+	return append(out, ']'), nil
 }

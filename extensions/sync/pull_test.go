@@ -274,6 +274,21 @@ func TestPolling(t *testing.T) {
 			t.Errorf("poll of a lost record: %d %s", gone.Status, gone.Body)
 		}
 		f.edit(note, map[string]any{"owner": ann.Id})
+		// In the middle of a page after page walk the same request has the same answer, and is not sent again.
+		second := f.record("notes", map[string]any{"title": "two", "owner": ann.Id})
+		walk := get(base+"&limit=1", nil)
+		middle := base + walk.Header.Get("X-Next-Cursor") + "&limit=1"
+		page := get(middle, nil)
+		tag := map[string]string{"If-None-Match": page.Header.Get("ETag")}
+		if again := get(middle, tag); page.Status != http.StatusOK || again.Status != http.StatusNotModified || again.Header.Get("X-Next-Cursor") != page.Header.Get("X-Next-Cursor") {
+			t.Errorf("the same page again: %d, then %d %v", page.Status, again.Status, again.Header)
+		}
+		f.edit(note, map[string]any{"title": "changed"})
+		f.edit(second, map[string]any{"title": "changed"})
+		if again := get(middle, tag); again.Status != http.StatusOK || !strings.Contains(string(again.Body), `"changed"`) {
+			t.Errorf("a page that has changed: %d %s", again.Status, again.Body)
+		}
+		f.delete(second)
 		if _, err := f.log.BeginEpoch(); err != nil {
 			t.Fatal(err)
 		}

@@ -63,6 +63,8 @@ func TestPush(t *testing.T) {
 		{"counter again", with(update("14", mine, nil), "apply", map[string]any{"likes+": 2}), push.Duplicate, "", true},
 		{"set in apply", with(update("15", mine, nil), "apply", map[string]any{"likes": 2}), push.Invalid, "api.validation_failed", true},
 		{"theirs", update("16", theirs.Id, map[string]any{"title": "x"}), push.Gone, "sync.gone", false},
+		{"theirs, with a mistake", update("16b", theirs.Id, map[string]any{"nonsense": "x"}), push.Gone, "sync.gone", false},
+		{"the mistake again", update("16b", theirs.Id, map[string]any{"nonsense": "x"}), push.Duplicate, "sync.gone", false},
 		{"shared", update("17", shared.Id, map[string]any{"title": "by ann"}), push.Applied, "", false},
 		{"delete what is shared", remove("18", shared.Id), push.Denied, "sync.denied", true},
 		{"update what was deleted", update("19", gone.Id, map[string]any{"title": "x"}), push.Gone, "sync.gone", false},

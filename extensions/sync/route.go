@@ -47,18 +47,13 @@ type request struct {
 // answer is its data.
 type answer struct {
 	Results     []push.Result           `json:"results"`
-	Collections map[string]delta        `json:"collections"`
+	Collections json.RawMessage         `json:"-"` // a member like the others, see encode
 	Cursor      *string                 `json:"cursor"`
 	More        bool                    `json:"more"`
 	Reset       []string                `json:"reset"`
 	Gone        []string                `json:"gone"`
 	Check       map[string]checkMembers `json:"check"`
 	Epoch       string                  `json:"epoch"`
-}
-
-type delta struct {
-	Upserts []json.RawMessage `json:"upserts"`
-	Removes []string          `json:"removes"`
 }
 
 // checkMembers is [count, xor].
@@ -95,7 +90,7 @@ func (s *Sync) sync(e *core.RequestEvent) error {
 		return err
 	}
 	out := answer{
-		Results: results, Collections: map[string]delta{}, Cursor: body.Cursor, Reset: []string{}, Gone: []string{},
+		Results: results, Collections: json.RawMessage("{}"), Cursor: body.Cursor, Reset: []string{}, Gone: []string{},
 		Check: map[string]checkMembers{},
 	}
 	now, err := src.Now(ctx)
@@ -114,10 +109,16 @@ func (s *Sync) sync(e *core.RequestEvent) error {
 		if err != nil {
 			return err
 		}
-		out.take(page)
+		if err := out.take(page); err != nil {
+			return err
+		}
+	}
+	data, err := out.encode()
+	if err != nil {
+		return err
 	}
 	e.Response.Header().Set("Cache-Control", "no-store")
-	return api.Write(e, http.StatusOK, out)
+	return api.Write(e, http.StatusOK, data)
 }
 
 // limit checks the members that are not checked one by one, and returns the size of the page.
@@ -231,17 +232,22 @@ func parseChange(raw jsontext.Value) (push.Change, *push.Reason) {
 	return c, &push.Reason{Code: push.ErrChange.Name, Detail: push.ErrChange.Title, Errors: mistakes}
 }
 
+// encode is the answer as JSON. The rows are JSON already, and encoding/json would read each of them again.
+func (a *answer) encode() (json.RawMessage, error) {
+	rest, err := json.Marshal(a)
+	if err != nil {
+		return nil, fmt.Errorf("encode answer: %w", err)
+	}
+	out := make([]byte, 0, len(rest)+len(a.Collections)+20)
+	out = append(append(append(out, `{"collections":`...), a.Collections...), ',')
+	return append(out, rest[1:]...), nil
+}
+
 // take puts a page into the answer.
-func (a *answer) take(page *view.Page) {
-	for _, d := range page.Deltas {
-		out := delta{Upserts: make([]json.RawMessage, len(d.Upserts)), Removes: d.Removes}
-		for i, row := range d.Upserts {
-			out.Upserts[i] = Versioned(row)
-		}
-		if out.Removes == nil {
-			out.Removes = []string{}
-		}
-		a.Collections[d.Name] = out
+func (a *answer) take(page *view.Page) error {
+	var err error
+	if a.Collections, err = encodeDeltas(page.Deltas); err != nil {
+		return err
 	}
 	cursor := page.Cursor.String()
 	a.Cursor, a.More = &cursor, page.More
@@ -250,11 +256,52 @@ func (a *answer) take(page *view.Page) {
 	for name, c := range page.Check {
 		a.Check[name] = checkMembers{c.Count, uint64(c.XOR)}
 	}
+	return nil
+}
+
+func encodeDeltas(list []view.Delta) (out json.RawMessage, err error) {
+	size := 2
+	for _, d := range list {
+		size += 200 + 24*len(d.Removes)
+		for _, row := range d.Upserts {
+			size += len(row.Body) + 24
+		}
+	}
+	out = append(make([]byte, 0, size), '{')
+	for i, d := range list {
+		if i > 0 {
+			out = append(out, ',')
+		}
+		if out, err = jsontext.AppendQuote(out, d.Name); err != nil {
+			return nil, fmt.Errorf("encode name of collection: %w", err)
+		}
+		out = append(out, `:{"upserts":[`...)
+		for i, row := range d.Upserts {
+			if i > 0 {
+				out = append(out, ',')
+			}
+			out = appendVersioned(out, row)
+		}
+		out = append(out, `],"removes":[`...)
+		for i, id := range d.Removes {
+			if i > 0 {
+				out = append(out, ',')
+			}
+			if out, err = jsontext.AppendQuote(out, id); err != nil {
+				return nil, fmt.Errorf("encode id: %w", err)
+			}
+		}
+		out = append(out, `]}`...)
+	}
+	return append(out, '}'), nil
 }
 
 // Versioned is the JSON of a row with its version as the member v.
 func Versioned(row view.Row) json.RawMessage {
-	out := make([]byte, 0, len(row.Body)+24)
+	return appendVersioned(make([]byte, 0, len(row.Body)+24), row)
+}
+
+func appendVersioned(out []byte, row view.Row) []byte {
 	out = append(out, row.Body[:len(row.Body)-1]...)
 	out = append(out, `,"`+versionField+`":`...)
 	return append(strconv.AppendInt(out, row.Version, 10), '}')

@@ -31,6 +31,7 @@ import (
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/router"
+	"github.com/spf13/cobra"
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
@@ -135,10 +136,11 @@ func (s *Sync) Extension() extensions.Extension {
 		Routes: func(g *router.RouterGroup[*core.RequestEvent]) {
 			g.POST("", s.sync).Bind(apis.BodyLimit(maxBody))
 		},
-		Serve:  s.serve,
-		Start:  s.start,
-		Stop:   s.end,
-		Checks: []extensions.Check{{Name: "sync rules", Run: s.check}},
+		Serve:    s.serve,
+		Start:    s.start,
+		Stop:     s.end,
+		Checks:   []extensions.Check{{Name: "sync rules", Run: s.check}},
+		Commands: func(h *extensions.Host) []*cobra.Command { return []*cobra.Command{s.command(h)} },
 		Metrics: []extensions.Metric{{Name: "satchel_sync_devices_count", Help: "Devices whose view is kept.", Read: func() float64 {
 			n, _ := s.views.Devices(context.Background()) // a metric cannot report an error
 			return float64(n)

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// Audience is many subscribers of one topic on one server, who all get every message. They speak PocketBase's realtime
+// Audience is many subscribers of one topic on one server. They speak PocketBase's realtime
 // protocol: a stream of server-sent events, and a request that says what the stream is about.
 type Audience struct {
 	addr, topic string
@@ -98,11 +98,12 @@ func (a *Audience) listen(lines *bufio.Reader, stream io.Closer) {
 	}
 }
 
-// Expect prepares for the next message; the channel is closed when everybody has it. Latencies count from now.
-func (a *Audience) Expect() <-chan struct{} {
+// Expect prepares for the next message, which a number of subscribers will get; the channel is closed when they have it.
+// Latencies count from now.
+func (a *Audience) Expect(subscribers int) <-chan struct{} {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.sent, a.missing, a.all = time.Now(), len(a.conns), make(chan struct{})
+	a.sent, a.missing, a.all = time.Now(), subscribers, make(chan struct{})
 	if a.missing == 0 {
 		close(a.all)
 	}

@@ -81,7 +81,7 @@ func TestAudience(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	done := a.Expect()
+	done := a.Expect(n)
 	b.send("message/*", 0)
 	select {
 	case <-done:
@@ -92,7 +92,7 @@ func TestAudience(t *testing.T) {
 		t.Errorf("%d deliveries, want %d", h.Count(), n)
 	}
 	a.Forget()
-	done = a.Expect()
+	done = a.Expect(n)
 	b.send("other/*", 0)
 	b.send("message/*", 1)
 	select {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/satchelbase/satchel/bench/internal/load"
 	"github.com/satchelbase/satchel/bench/internal/machine"
 )
 
@@ -35,6 +36,7 @@ const (
 	WriterAlone Metric = "writerAloneMs"      // p50 of a create without subscribers
 	Writer      Metric = "writerMs"           // p50 of a create with subscribers
 	PerClient   Metric = "kilobytesPerClient" // resident
+	Seconds     Metric = "seconds"            // until the last one was served
 	ReadAlone   Metric = "p99AloneMs"         // p99 of a read without logins
 	ReadLogins  Metric = "p99WithLoginsMs"    // p99 of a read while others log in
 	Logins      Metric = "loginsPerSecond"    //
@@ -69,6 +71,8 @@ func (m Metric) title() (name string, digits int) {
 		return "writer p50 ms", 2
 	case PerClient:
 		return "KiB per subscriber", 0
+	case Seconds:
+		return "s for all", 1
 	case ReadAlone:
 		return "get p99 ms, no logins", 2
 	case ReadLogins:
@@ -100,6 +104,26 @@ type Result struct {
 	Failures    int                `json:"failures"`
 	Failure     string             `json:"failure,omitempty"` // the first
 	Values      map[Metric]float64 `json:"values"`
+}
+
+// Measured makes a result of counts; per is how many operations a request stands for.
+func Measured(lane, contender string, connections, per int, t load.Tally, cpu, busy time.Duration) Result {
+	r := Result{
+		Lane: lane, Contender: contender, Connections: connections,
+		Operations: t.Ops * per, Failures: t.Failures, Failure: t.Failure, Values: map[Metric]float64{},
+	}
+	if t.Ops == 0 || busy == 0 {
+		r.Failures, r.Failure = r.Failures+1, "no answer at all"
+		return r
+	}
+	n := float64(r.Operations)
+	quantile := func(q float64) float64 { return t.Latency.Quantile(q).Seconds() * 1000 }
+	r.Values[CPU] = float64(cpu.Microseconds()) / n
+	r.Values[Rate] = n / busy.Seconds()
+	r.Values[Hundred] = 100_000 * busy.Seconds() / n
+	r.Values[Bytes] = float64(t.Bytes) / float64(t.Ops)
+	r.Values[P50], r.Values[P95], r.Values[P99] = quantile(0.50), quantile(0.95), quantile(0.99)
+	return r
 }
 
 // Target is a promise: the value of a lane, or its ratio to another one's, is at least or at most a number.

@@ -1,7 +1,9 @@
 import assert from "node:assert/strict";
+import { once } from "node:events";
+import { createServer } from "node:http";
 import { afterEach, before, describe, it } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
-import { client, collection, relation, superuser, text, user } from "../support.mjs";
+import { client, collection, email, relation, restart, superuser, text, user } from "../support.mjs";
 
 // Inbox collects events; next waits for one, quiet asserts that none comes.
 class Inbox {
@@ -141,6 +143,51 @@ describe("realtime", () => {
     assert.deepEqual(bodies.sort(), ["batch 1", "batch 2"]);
   });
 
+  it("signs in by OAuth2 in another window, which answers through the stream", async () => {
+    const address = email("oauth");
+    const seen = [];
+    const provider = createServer((request, response) => {
+      const { pathname, searchParams } = new URL(request.url, "http://provider");
+      seen.push(pathname);
+      if (pathname === "/authorize") {
+        const back = new URL(searchParams.get("redirect_uri"));
+        back.search = new URLSearchParams({ state: searchParams.get("state"), code: "a-code" });
+        response.writeHead(302, { location: back.href }).end();
+        return;
+      }
+      const body = pathname === "/token"
+        ? { access_token: "a-token", token_type: "Bearer", expires_in: 60 }
+        : { sub: "subject-1", email: address, email_verified: true, name: "Olive" };
+      response.writeHead(200, { "content-type": "application/json" }).end(JSON.stringify(body));
+    });
+    provider.listen(0, "127.0.0.1");
+    await once(provider, "listening");
+    const at = `http://127.0.0.1:${provider.address().port}`;
+    try {
+      const people = await collection("oauthusers", {
+        type: "auth",
+        oauth2: { enabled: true, providers: [{
+          name: "oidc", clientId: "app", clientSecret: "secret", authURL: `${at}/authorize`, tokenURL: `${at}/token`, userInfoURL: `${at}/userinfo`,
+        }] },
+      });
+      const pb = connect();
+      const auth = await pb.collection(people.name).authWithOAuth2({
+        provider: "oidc",
+        urlCallback: async (window) => { // what the browser does, which knows nothing of this client
+          const page = await fetch(window);
+          assert.ok(page.ok, `${page.status} ${page.url}`);
+        },
+      });
+      assert.equal(auth.record.email, address);
+      assert.equal(auth.meta.isNew, true);
+      assert.equal(pb.authStore.isValid, true);
+      assert.deepEqual(seen, ["/authorize", "/token", "/userinfo"]);
+      assert.equal(pb.realtime.isConnected, false);
+    } finally {
+      provider.close();
+    }
+  });
+
   it("reconnects by itself when the server restarts", async () => {
     const pb = connect();
     const [inbox, lost, connected] = [new Inbox(), new Inbox(), new Inbox()];
@@ -149,8 +196,7 @@ describe("realtime", () => {
     pb.realtime.onDisconnect = lost.push;
     const first = pb.realtime.clientId;
 
-    const response = await fetch(`${process.env.E2E_CONTROL}/restart`, { method: "POST" });
-    assert.equal(response.status, 204, await response.text());
+    await restart();
     const topics = await lost.next();
     assert.ok(topics.some((topic) => topic.startsWith(`${messages.name}/*`)), JSON.stringify(topics));
 

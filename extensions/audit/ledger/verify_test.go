@@ -60,11 +60,10 @@ func TestNewPartyTwice(t *testing.T) {
 
 // Each way to change the log without the key, drawn at random, is found. A failure prints the seed of its round.
 func TestRandomTampering(t *testing.T) {
-	const entries = 40
-	rounds := 1000
-	if raceEnabled {
-		rounds = 100 // the other nine hundred do nothing new to the memory
-	}
+	const (
+		entries = 40
+		rounds  = 1000
+	)
 	app, l, _ := open(t)
 	fill(t, l, app, entries)
 	if err := l.Close(); err != nil { // nothing in the background may write between

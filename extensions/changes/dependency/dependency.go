@@ -20,6 +20,7 @@ import (
 // Set is what the answer of a rule depends on, besides the definition of its collection.
 type Set struct {
 	Collections []string // ids of the collections whose records are read, sorted; a view stands for what it reads
+	Self        bool     // other records of its own collection than the one that is judged
 	Tables      []string // other tables, whose changes are not recorded: their rules are as good as volatile
 	Auth        bool     // values of the caller's own record other than its id, which no table shows
 	Volatile    bool     // time, headers, query or body: another answer without any change
@@ -55,6 +56,9 @@ func Of(app core.App, collection *core.Collection, rule string, auth *core.Recor
 			continue
 		}
 		ids[c.Id] = true
+	}
+	if d.Self, err = readsOthers(app, collection, quoted(query)); err != nil {
+		return d, err
 	}
 	slices.Sort(d.Tables)
 	d.Collections = slices.Sorted(maps.Keys(ids))
@@ -101,6 +105,55 @@ func ruleQuery(app core.App, collection *core.Collection, rule string, auth *cor
 		}
 	}
 	return q.Build(), nil
+}
+
+var marked = regexp.MustCompile(`\[\[([\w.]+)\]\]|\{\{([\w.]+)\}\}`)
+
+// quoted is the text of a query with the names in it quoted as SQLite gets them.
+func quoted(query *dbx.Query) string {
+	return marked.ReplaceAllStringFunc(query.SQL(), func(name string) string {
+		return "`" + strings.ReplaceAll(name[2:len(name)-2], ".", "`.`") + "`"
+	})
+}
+
+var tableName = regexp.MustCompile("`([^`]+)`(?:\\s+`([^`]+)`)?")
+
+// readsOthers reports whether the query reads other rows of the collection than the one that it judges, by a relation or
+// as @collection: the table then stands in it a second time, or a view that reads it does. PocketBase's test that all
+// values of a multiple relation match goes from the row to itself, under a name that tells.
+func readsOthers(app core.App, collection *core.Collection, query string) (bool, error) {
+	uses, looked := 0, map[string]bool{}
+	for _, at := range tableName.FindAllStringSubmatchIndex(query, -1) {
+		name, alias := query[at[2]:at[3]], ""
+		if at[4] >= 0 {
+			alias = query[at[4]:at[5]]
+		}
+		if at[1] < len(query) && query[at[1]] == '.' || alias == "" && at[0] > 0 && query[at[0]-1] == '.' {
+			continue // a column, and the table before it
+		}
+		if name == collection.Name {
+			if alias != "__mm_"+collection.Name {
+				uses++
+			}
+			continue
+		}
+		if looked[name] {
+			continue
+		}
+		looked[name] = true
+		view, err := app.FindCachedCollectionByNameOrId(name)
+		if err != nil || view.Name != name || !view.IsView() {
+			continue
+		}
+		tables, _, err := opened(app.ConcurrentDB(), app.ConcurrentDB().NewQuery("SELECT * FROM "+capture.Quote(name)))
+		if err != nil {
+			return false, fmt.Errorf("explain view %s: %w", name, err)
+		}
+		if tables[collection.Name] {
+			return true, nil
+		}
+	}
+	return uses > 1, nil
 }
 
 // opened lists the tables whose b-trees, or those of their indexes, the query opens, and those that it goes through from

@@ -142,7 +142,7 @@ func audience(b *testing.B, app *apptest.App, n int, owner bool) (*core.Record, 
 
 func serve(b *testing.B, app *apptest.App, clog *changes.Log, viewers []*core.Record, got *atomic.Int64) {
 	b.Helper()
-	hub := feed.New(feed.Config{Queue: 256 << 10, Remember: 200}, clog)
+	hub := feed.New(feed.Config{Queue: 256 << 10, Remember: 200, PingEvery: time.Minute}, clog)
 	hub.Bind(app, slog.New(slog.DiscardHandler))
 	now, err := hub.Now(b.Context())
 	if err != nil {

@@ -20,12 +20,6 @@ import (
 )
 
 const (
-	// WriteTimeout is how long a client may take to accept one message.
-	WriteTimeout = 10 * time.Second
-
-	// pingEvery is how often a silent connection is tried. It also keeps proxies from closing it, which most do after 60 s.
-	pingEvery = 25 * time.Second
-
 	// maxAnswers and maxMessages bound what waits for a client beside events: answers, which must not be lost, and what is
 	// broadcast, of which the oldest is dropped.
 	maxAnswers  = 1024
@@ -50,6 +44,7 @@ type Identity struct {
 type Message struct {
 	Frame []byte
 	Stock *subscriptions.Message
+	sub   *Sub // which it tells to list anew
 }
 
 // Transport is the way to one client. One goroutine uses it at a time, but for Cut.
@@ -81,6 +76,7 @@ type Conn struct {
 	out     Transport
 	wake    chan struct{} // with room for one
 	lagging atomic.Bool
+	stretch int // changes that it reads at once; for the pump only
 
 	mu       sync.Mutex
 	subs     map[string]*Sub
@@ -100,7 +96,7 @@ type Conn struct {
 func (h *Hub) NewConn(ctx context.Context, opened *http.Request, address string, stock bool, out Transport) (*Conn, context.Context) {
 	c := &Conn{
 		ID: strings.ToLower(rand.Text()), Stock: stock, Address: address, Opened: opened,
-		hub: h, out: out, wake: make(chan struct{}, 1), subs: map[string]*Sub{},
+		hub: h, out: out, wake: make(chan struct{}, 1), subs: map[string]*Sub{}, stretch: batch,
 	}
 	ctx, c.end = context.WithCancelCause(ctx)
 	return c, ctx
@@ -217,7 +213,7 @@ func (c *Conn) enqueue(items []Item, before, to int64) {
 func (c *Conn) enqueueLeaves(items []Item, at int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	items = slices.DeleteFunc(items, func(i Item) bool { return i.Sub.group == nil || i.Sub.ended || !i.Sub.held.has(i.Body.ID) })
+	items = slices.DeleteFunc(items, func(i Item) bool { return i.Sub.group == nil || i.Sub.ended || !i.Sub.held.Until(i.Body.ID, at) })
 	if c.lagging.Load() || len(items) == 0 {
 		return
 	}
@@ -232,9 +228,9 @@ func (c *Conn) enqueueLeaves(items []Item, at int64) {
 func (i Item) note(limit int) {
 	switch {
 	case i.hold:
-		i.Sub.held.add(i.Body.ID, limit)
+		i.Sub.held.Add(i.Body.ID, i.Body.Version, limit)
 	case i.Body.Record == nil:
-		i.Sub.held.remove(i.Body.ID)
+		i.Sub.held.Remove(i.Body.ID)
 	}
 }
 
@@ -249,7 +245,7 @@ func (c *Conn) lag(at int64) {
 
 // pump sends everything, until the client has gone or the connection is closed.
 func (c *Conn) pump(ctx context.Context) error {
-	ticker := time.NewTicker(pingEvery)
+	ticker := time.NewTicker(c.hub.cfg.PingEvery)
 	defer ticker.Stop()
 	failures := 0
 	for {
@@ -310,7 +306,9 @@ func (c *Conn) step(ctx context.Context) (bool, error) {
 	switch {
 	case len(c.answers) > 0:
 		m := c.answers[0]
-		c.answers = slices.Delete(c.answers, 0, 1)
+		if c.answers = slices.Delete(c.answers, 0, 1); m.sub != nil {
+			m.sub.told = false
+		}
 		c.mu.Unlock()
 		return true, c.out.Send(ctx, m)
 	case len(c.queue) > 0:

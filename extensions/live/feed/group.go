@@ -4,14 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 
-	"github.com/satchelbase/satchel/extensions/changes"
 	"github.com/satchelbase/satchel/extensions/live/judge"
 	"github.com/satchelbase/satchel/extensions/rows"
 )
@@ -24,7 +21,7 @@ type groupKey struct {
 	collection string
 	record     string
 	answer     string // of a test in memory
-	class      classKey
+	class      judge.ClassKey
 	viewer     string // of a question
 }
 
@@ -32,7 +29,7 @@ type groupKey struct {
 type group struct {
 	key    groupKey
 	test   *judge.Test // nil: the class knows
-	class  *class
+	class  *judge.Class
 	viewer string // id of the account, for the class
 
 	views atomic.Pointer[[]*view] // replaced under the hub's lock, read without
@@ -40,26 +37,6 @@ type group struct {
 
 // always reports that nothing ever leaves the group but by deletion.
 func (g *group) always() bool { return g.test != nil && g.test.Always() }
-
-// classKey stands for a question to the database.
-type classKey struct {
-	collection string
-	rule       string
-	filter     string
-	viewer     rows.Viewer
-	own        string // account and options where the question serves these only
-}
-
-// class is the groups that ask the database together.
-type class struct {
-	key      classKey
-	question *judge.Question
-	watches  []string // ids of the other collections that the answer depends on
-
-	// The hub's goroutine alone uses these.
-	dirty   bool
-	checked time.Time
-}
 
 // viewKey stands for everything that decides how a record is written.
 type viewKey struct {
@@ -97,7 +74,7 @@ func (v *view) encode(app core.App, record *core.Record) (raw []byte, err error)
 		if auth != nil {
 			auth = auth.Clone() // hooks may do with it what they like
 		}
-		if err := apis.EnrichRecords(v.like.event(app, auth), []*core.Record{clean}); err != nil {
+		if err := apis.EnrichRecords(v.like.Event(app, auth), []*core.Record{clean}); err != nil {
 			return nil, fmt.Errorf("enrich record: %w", err)
 		}
 	}
@@ -129,13 +106,13 @@ func (h *Hub) place(s *Sub, auth *core.Record) (placement, error) {
 		p.group.test, p.group.key.answer = test, test.Key
 		return p, nil
 	}
-	if p.group.class, err = h.classOf(s, collection, rule, auth); err != nil {
+	if p.group.class, err = h.classes.Of(h.app, &s.Watch, collection, rule, auth); err != nil {
 		return p, err
 	}
 	if auth != nil {
 		p.group.viewer = auth.Id
 	}
-	p.group.key.class, p.group.key.viewer = p.group.class.key, p.group.viewer
+	p.group.key.class, p.group.key.viewer = p.group.class.Key, p.group.viewer
 	return p, nil
 }
 
@@ -161,90 +138,12 @@ func (h *Hub) viewOf(s *Sub, collection *core.Collection, auth *core.Record) *vi
 	v.key = viewKey{collection: collection.Id, superuser: auth != nil && auth.IsSuperuser(), fields: s.Fields.String(), expand: s.Expand}
 	v.enrich = s.Expand != "" || collection.IsAuth() || h.app.OnRecordEnrich().Length() > 0
 	if v.enrich {
-		v.key.options = s.options()
+		v.key.options = s.Options()
 		if auth != nil {
 			v.key.viewer = auth.Collection().Id + "/" + auth.Id
 		}
 	}
 	return v
-}
-
-// classes keeps the questions.
-type classes struct {
-	mu   sync.Mutex
-	kept map[classKey]*class
-}
-
-// maxClasses bounds the questions that are kept; a client can make them by its filters. One takes some 3 KB.
-const maxClasses = 4096
-
-func (h *Hub) classOf(s *Sub, collection *core.Collection, rule *string, auth *core.Record) (*class, error) {
-	key := classKey{collection: collection.Id, filter: s.Filter}
-	if rule != nil {
-		key.rule = *rule
-	}
-	viewer, plain := rows.ViewerOf(auth)
-	shared := plain && rows.Lasting(collection, viewer, rule, s.Filter)
-	key.viewer = viewer
-	own := s.options()
-	if auth != nil {
-		own += auth.Collection().Id + "/" + auth.Id
-	}
-	if !shared {
-		key.own = "/" + own
-	}
-	if kept := h.classes.get(key); kept != nil {
-		return kept, nil
-	}
-	question, err := judge.NewQuestion(h.app, collection, rule, s.Filter, s.Info(auth), shared)
-	if err != nil {
-		return nil, err
-	}
-	if shared && !question.Shared() {
-		key.own = "/" + own
-	}
-	made := &class{key: key, question: question}
-	for _, text := range []string{key.rule, s.Filter} {
-		if text == "" || viewer.Superuser && text == key.rule {
-			continue
-		}
-		d, err := changes.RuleDependencies(h.app, collection, text, auth)
-		if err != nil {
-			return nil, err
-		}
-		for _, id := range d.Collections {
-			if id != collection.Id && !slices.Contains(made.watches, id) {
-				made.watches = append(made.watches, id)
-			}
-		}
-	}
-	return h.classes.put(made), nil
-}
-
-func (c *classes) get(key classKey) *class {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.kept[key]
-}
-
-// put keeps a class, unless another connection has made the same.
-func (c *classes) put(made *class) *class {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if kept := c.kept[made.key]; kept != nil {
-		return kept
-	}
-	if c.kept == nil || len(c.kept) >= maxClasses {
-		c.kept = map[classKey]*class{} // groups keep theirs
-	}
-	c.kept[made.key] = made
-	return made
-}
-
-func (c *classes) clear() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.kept = nil
 }
 
 // topic is the groups of one collection. The hub's lock guards it.

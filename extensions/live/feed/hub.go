@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -37,10 +38,12 @@ var (
 	ErrGone   = &extensions.Code{Name: "live.collection_unknown", Status: http.StatusNotFound, Title: "There is no such collection"}
 )
 
-// Config bounds the memory of a connection.
+// Config bounds what a connection may keep.
 type Config struct {
 	Queue    int // bytes of events that wait for one connection
 	Remember int // records for each subscription whose leaving is noticed
+
+	PingEvery time.Duration // how often a silent connection is tried
 }
 
 // Counters are for metrics.
@@ -70,19 +73,30 @@ type Hub struct {
 	changes Log
 
 	deleted  judge.Graves
-	classes  classes
+	before   judge.Graves // how records were that others depend on
+	classes  judge.Classes
+	rules    judge.Rules
 	catching chan struct{} // bounds how many connections read the log at once
 
 	mu     sync.RWMutex
 	topics map[string]*topic
+	uses   judge.Uses
 	live   int              // subscriptions in topics
 	at     changes.Position // what the hub has begun to send, or sent
 	conns  map[*Conn]struct{}
 
+	shifts  chan struct{} // wakes who compares
 	kick    chan struct{} // wakes the loop when there is something to send for
 	done    atomic.Int64  // everything up to here is in the queues
 	epochOf atomic.Pointer[string]
 }
+
+// wokenAtOnce is how many connections get their turn to send before others do, requests that write among them: a thousand
+// at once would keep those waiting for all.
+const wokenAtOnce = 8
+
+// gather is how long the hub waits for more once something has happened. The request that wrote it is answered meanwhile.
+const gather = 2 * time.Millisecond
 
 // catchingAtOnce is how many connections read the log by themselves at the same time.
 const catchingAtOnce = 8
@@ -91,7 +105,7 @@ const catchingAtOnce = 8
 func New(cfg Config, log Log) *Hub {
 	return &Hub{
 		cfg: cfg, changes: log, Redefined: func(string) {}, topics: map[string]*topic{}, conns: map[*Conn]struct{}{},
-		kick: make(chan struct{}, 1), catching: make(chan struct{}, catchingAtOnce),
+		shifts: make(chan struct{}, 1), kick: make(chan struct{}, 1), catching: make(chan struct{}, catchingAtOnce),
 	}
 }
 
@@ -102,6 +116,11 @@ func (h *Hub) Bind(app core.App, log *slog.Logger) {
 		if h.watched(e.Record.Collection().Id) {
 			h.deleted.Put(e.Record)
 		}
+		h.keep(e.Record)
+		return e.Next()
+	}})
+	app.OnRecordUpdate().Bind(&hook.Handler[*core.RecordEvent]{Id: "satchelLive", Priority: outermost, Func: func(e *core.RecordEvent) error {
+		h.keep(e.Record)
 		return e.Next()
 	}})
 	app.OnRecordAfterDeleteError().BindFunc(func(e *core.RecordErrorEvent) error {
@@ -120,6 +139,19 @@ func (h *Hub) Now(ctx context.Context) (changes.Position, error) {
 		h.Adopt(now)
 	}
 	return now, err
+}
+
+// Reach waits until what has happened is in the queues, for a moment at most.
+func (h *Hub) Reach(ctx context.Context) {
+	now, err := h.changes.Horizon(ctx)
+	for tries := 0; err == nil && tries < 100; tries++ {
+		h.mu.RLock()
+		idle := h.live == 0
+		h.mu.RUnlock()
+		if idle || h.done.Load() >= now.Seq || !pause(ctx, 10*time.Millisecond) {
+			return
+		}
+	}
 }
 
 // Captured reports ErrNotCaptured for collections whose changes are not recorded.
@@ -192,6 +224,8 @@ func (h *Hub) join(c *Conn, set []*Sub, placed map[*Sub]placement, at int64) boo
 			h.topics[s.Collection] = t
 		}
 		s.group = t.add(s, placed[s])
+		s.was, s.missed = s.group.key, judge.Shifts{}
+		h.uses.Come(s.group.class)
 		h.live++
 	}
 	select {
@@ -211,6 +245,7 @@ func (h *Hub) leave(set []*Sub, then func(*Sub)) {
 		s.group = nil
 		if g != nil && then != nil && !s.ended {
 			then(s)
+			s.owe(g.class)
 		}
 		s.conn.mu.Unlock()
 		t := h.topics[s.Collection]
@@ -218,6 +253,7 @@ func (h *Hub) leave(set []*Sub, then func(*Sub)) {
 			continue
 		}
 		t.remove(s, g)
+		h.uses.Go(g.class)
 		h.live--
 		if len(t.all) == 0 && len(t.byRecord) == 0 {
 			delete(h.topics, s.Collection)
@@ -242,8 +278,9 @@ func (h *Hub) name(collection string) string {
 
 // Run reads the log until ctx ends. While nobody subscribes it does nothing.
 func (h *Hub) Run(ctx context.Context) {
-	timer := time.NewTimer(recheckEvery)
-	defer timer.Stop()
+	var comparing sync.WaitGroup
+	comparing.Go(func() { h.compare(ctx) })
+	defer comparing.Wait()
 	for ctx.Err() == nil {
 		h.mu.RLock()
 		from, idle := h.at, h.live == 0
@@ -273,14 +310,9 @@ func (h *Hub) Run(ctx context.Context) {
 			continue
 		}
 		h.Behind.Store(0)
-		wait := recheckEvery
-		if h.recheck(ctx) {
-			wait = recheckEvery / 10
-		}
-		timer.Reset(wait)
 		select {
 		case <-changed:
-		case <-timer.C:
+			pause(ctx, gather)
 		case <-h.kick:
 		case <-ctx.Done():
 		}
@@ -289,7 +321,7 @@ func (h *Hub) Run(ctx context.Context) {
 
 // send evaluates one stretch of the log and queues the outcome.
 func (h *Hub) send(ctx context.Context, list []changes.Change, from, to changes.Position) {
-	happenings := coalesce(list)
+	happenings := judge.Coalesce(list)
 	h.mu.Lock()
 	if h.at != from { // everybody had left, and others came
 		h.mu.Unlock()
@@ -308,9 +340,13 @@ func (h *Hub) send(ctx context.Context, list []changes.Change, from, to changes.
 			r.run(id, what, groups[id])
 		}
 	}
+	woken := 0
 	for c := range r.items {
 		if r.failed[c] == nil {
 			c.enqueue(r.sorted(c), from.Seq, to.Seq)
+			if woken++; woken%wokenAtOnce == 0 {
+				runtime.Gosched()
+			}
 		}
 	}
 	for c := range r.failed {
@@ -318,8 +354,8 @@ func (h *Hub) send(ctx context.Context, list []changes.Change, from, to changes.
 		c.lag(from.Seq)
 		c.mu.Unlock()
 	}
-	h.done.Store(to.Seq)
 	h.depend(happenings)
+	h.done.Store(to.Seq)
 	for _, k := range list {
 		switch {
 		case k.Action == changes.Create:
@@ -331,7 +367,7 @@ func (h *Hub) send(ctx context.Context, list []changes.Change, from, to changes.
 }
 
 // concerned are the groups that may be told of what happened in a collection. The lock is held.
-func (h *Hub) concerned(id string, what []happened) []*group {
+func (h *Hub) concerned(id string, what []judge.Happened) []*group {
 	t := h.topics[id]
 	if t == nil {
 		return nil
@@ -348,11 +384,15 @@ func (h *Hub) concerned(id string, what []happened) []*group {
 
 // redefined follows a change of a collection: its rules, its fields, or all of it. Questions may read it, too.
 func (h *Hub) redefined(k changes.Change) {
-	h.classes.clear()
+	h.classes.Clear()
+	moved := h.rules.Moved(h.app, k.Collection, true)
 	for _, c := range h.Conns() {
 		var hit []*Sub
 		c.mu.Lock()
 		for _, s := range c.subs {
+			if moved && s.Collection == k.Collection && s.group != nil && s.At < k.Seq {
+				s.redefined = true // it may have begun with the new rules already
+			}
 			if s.Collection == k.Collection && k.Action != changes.Schema && s.group != nil && s.At < k.Seq {
 				hit = append(hit, s)
 			}

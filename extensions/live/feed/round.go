@@ -52,45 +52,8 @@ func newRound(ctx context.Context, h *Hub) *round {
 	return &round{hub: h, ctx: ctx, items: map[*Conn][]Item{}, failed: map[*Conn]error{}, bodies: map[bodyKey]*Body{}}
 }
 
-// happened is the last state of a record in the stretch.
-type happened struct {
-	changes.Change
-	record *core.Record // as it is now, or was before it was deleted; nil if that is not known
-	gone   bool
-}
-
-// coalesce keeps the last change of each record, in the order of these. A record that was created and then updated is one
-// that was created.
-func coalesce(list []changes.Change) map[string][]happened {
-	type place struct {
-		seq int64
-		new bool
-	}
-	last := make(map[[2]string]place, len(list))
-	for _, c := range list {
-		if c.Record == "" {
-			continue
-		}
-		key := [2]string{c.Collection, c.Record}
-		was, seen := last[key]
-		last[key] = place{c.Seq, c.Action == changes.Create || seen && was.new && c.Action == changes.Update}
-	}
-	out := map[string][]happened{}
-	for _, c := range list {
-		at, ok := last[[2]string{c.Collection, c.Record}]
-		if !ok || at.seq != c.Seq {
-			continue
-		}
-		if at.new {
-			c.Action = changes.Create
-		}
-		out[c.Collection] = append(out[c.Collection], happened{Change: c, gone: c.Action == changes.Delete})
-	}
-	return out
-}
-
 // run evaluates what happened in one collection. A group of one record gets only what concerns it.
-func (r *round) run(collection string, list []happened, groups []*group) {
+func (r *round) run(collection string, list []judge.Happened, groups []*group) {
 	c, err := r.hub.app.FindCachedCollectionByNameOrId(collection)
 	if err != nil || len(groups) == 0 {
 		return // it is gone, which the log says too
@@ -99,7 +62,7 @@ func (r *round) run(collection string, list []happened, groups []*group) {
 		r.fail(groups, err)
 		return
 	}
-	asked := map[*class][]*group{}
+	asked := map[*judge.Class][]*group{}
 	for _, g := range groups {
 		if g.class != nil {
 			asked[g.class] = append(asked[g.class], g)
@@ -110,7 +73,7 @@ func (r *round) run(collection string, list []happened, groups []*group) {
 			if g.key.record != "" && g.key.record != h.Record {
 				continue
 			}
-			r.tell(g, h, g.always() || h.record != nil && g.test.Match(h.record))
+			r.tell(g, h, g.always() || h.Row != nil && g.test.Match(h.Row))
 		}
 	}
 	for k, groups := range asked {
@@ -121,11 +84,11 @@ func (r *round) run(collection string, list []happened, groups []*group) {
 }
 
 // load reads the records as they are now, and looks up what those that are gone were.
-func (r *round) load(c *core.Collection, list []happened) error {
+func (r *round) load(c *core.Collection, list []judge.Happened) error {
 	var ids []string
 	for i := range list {
-		if list[i].gone {
-			list[i].record = r.hub.deleted.Find(c.Id, list[i].Record)
+		if list[i].Gone {
+			list[i].Row = r.hub.deleted.Find(c.Id, list[i].Record)
 		} else {
 			ids = append(ids, list[i].Record)
 		}
@@ -135,8 +98,8 @@ func (r *round) load(c *core.Collection, list []happened) error {
 		return err
 	}
 	for i := range list {
-		if !list[i].gone {
-			list[i].record = found[list[i].Record]
+		if !list[i].Gone {
+			list[i].Row = found[list[i].Record]
 		}
 	}
 	return nil
@@ -165,25 +128,25 @@ func (h *Hub) find(ctx context.Context, c *core.Collection, ids []string) (map[s
 }
 
 // ask is one question, or two if records are gone, for all groups of a class.
-func (r *round) ask(k *class, list []happened, groups []*group) error {
+func (r *round) ask(k *judge.Class, list []judge.Happened, groups []*group) error {
 	type place struct {
 		group *group
-		what  *happened
+		what  *judge.Happened
 	}
 	var present, gone []place
 	var presentPairs, gonePairs []judge.Pair
 	var records []*core.Record
 	for i := range list {
 		h := &list[i]
-		if h.record != nil && h.gone {
-			records = append(records, h.record)
+		if h.Row != nil && h.Gone {
+			records = append(records, h.Row)
 		}
 		for _, g := range groups {
 			switch {
 			case g.key.record != "" && g.key.record != h.Record:
-			case h.record == nil:
+			case h.Row == nil:
 				r.tell(g, h, false)
-			case h.gone:
+			case h.Gone:
 				gone, gonePairs = append(gone, place{g, h}), append(gonePairs, judge.Pair{g.viewer, h.Record})
 			default:
 				present, presentPairs = append(present, place{g, h}), append(presentPairs, judge.Pair{g.viewer, h.Record})
@@ -191,7 +154,7 @@ func (r *round) ask(k *class, list []happened, groups []*group) error {
 		}
 	}
 	if len(present) > 0 {
-		seen, err := k.question.Ask(r.ctx, presentPairs)
+		seen, err := k.Question.Ask(r.ctx, presentPairs)
 		if err != nil {
 			return err
 		}
@@ -200,7 +163,7 @@ func (r *round) ask(k *class, list []happened, groups []*group) error {
 		}
 	}
 	if len(gone) > 0 {
-		seen, err := k.question.AskGone(r.ctx, records, gonePairs)
+		seen, err := k.Question.AskGone(r.ctx, records, gonePairs)
 		if err != nil { // what the rule reads may be gone as well
 			r.hub.log.Debug("the rule of deleted records cannot be evaluated", "error", err)
 			seen = make([]bool, len(gone))
@@ -214,8 +177,8 @@ func (r *round) ask(k *class, list []happened, groups []*group) error {
 
 // tell sends a group what happened, as far as it concerns it: seen says that its viewers may see the record, or could
 // before it was deleted.
-func (r *round) tell(g *group, h *happened, seen bool) {
-	if h.record == nil && !h.gone {
+func (r *round) tell(g *group, h *judge.Happened, seen bool) {
+	if h.Row == nil && !h.Gone {
 		return // deleted since, which is still to come in the log
 	}
 	for _, v := range *g.views.Load() {
@@ -226,12 +189,12 @@ func (r *round) tell(g *group, h *happened, seen bool) {
 				continue
 			}
 			for _, s := range subs {
-				r.items[s.conn] = append(r.items[s.conn], Item{s, b, !h.gone && !g.always()})
+				r.items[s.conn] = append(r.items[s.conn], Item{s, b, !h.Gone && !g.always()})
 			}
 			continue
 		}
 		for _, s := range subs {
-			if s.held.has(h.Record) {
+			if s.held.Has(h.Record) {
 				r.items[s.conn] = append(r.items[s.conn], Item{Sub: s, Body: r.leaving(h)})
 			}
 		}
@@ -239,9 +202,9 @@ func (r *round) tell(g *group, h *happened, seen bool) {
 }
 
 // leaving tells those who hold a record that it is deleted, or that they may no longer see it, and nothing else.
-func (r *round) leaving(h *happened) *Body {
+func (r *round) leaving(h *judge.Happened) *Body {
 	b := &Body{Collection: r.hub.name(h.Collection), ID: h.Record, Version: h.Seq}
-	if h.gone {
+	if h.Gone {
 		b.Action = changes.Delete.String()
 		b.Last = fmt.Appendf(nil, `{"collectionId":%q,"collectionName":%q,"id":%q}`, h.Collection, b.Collection, h.Record)
 	}
@@ -249,23 +212,23 @@ func (r *round) leaving(h *happened) *Body {
 }
 
 // body is the event for a view, written once.
-func (r *round) body(v *view, h *happened, subs []*Sub) *Body {
-	if h.gone && h.record == nil {
+func (r *round) body(v *view, h *judge.Happened, subs []*Sub) *Body {
+	if h.Gone && h.Row == nil {
 		return r.leaving(h)
 	}
-	stock := h.gone && slices.ContainsFunc(subs, func(s *Sub) bool { return s.conn.Stock })
+	stock := h.Gone && slices.ContainsFunc(subs, func(s *Sub) bool { return s.conn.Stock })
 	key := bodyKey{v.key, h.Record, stock}
 	if b := r.bodies[key]; b != nil && b.Version == h.Seq {
 		return b
 	}
-	b := &Body{Collection: h.record.Collection().Name, ID: h.Record, Action: h.Action.String(), Version: h.Seq}
-	if !h.gone || stock {
-		raw, err := v.encode(r.hub.app, h.record)
+	b := &Body{Collection: h.Row.Collection().Name, ID: h.Record, Action: h.Action.String(), Version: h.Seq}
+	if !h.Gone || stock {
+		raw, err := v.encode(r.hub.app, h.Row)
 		if err != nil {
 			r.hub.log.Warn("a record cannot be sent", "collection", b.Collection, "record", h.Record, "error", err)
 			return nil
 		}
-		if h.gone {
+		if h.Gone {
 			b.Last = raw
 		} else {
 			b.Record = raw
@@ -313,7 +276,7 @@ func (h *Hub) visible(ctx context.Context, p placement, collection string, ids [
 	for i, id := range ids {
 		pairs[i] = judge.Pair{p.group.viewer, id}
 	}
-	seen, err := p.group.class.question.Ask(ctx, pairs)
+	seen, err := p.group.class.Question.Ask(ctx, pairs)
 	for i := range seen {
 		out[ids[i]] = seen[i]
 	}

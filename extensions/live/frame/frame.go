@@ -190,7 +190,10 @@ func (o Out) Bytes() []byte {
 }
 
 // Cursor is a frame that says how far the client has everything.
-func Cursor(at changes.Position) []byte { return Out{Type: "cursor", Cursor: at.String()}.Bytes() }
+// It is written for every connection after every event.
+func Cursor(at changes.Position) []byte {
+	return append(append([]byte(`{"type":"cursor","cursor":"`), at.String()...), `"}`...) // a position has nothing to be escaped
+}
 
 // Error is the frame of a problem.
 func Error(id, sub string, code *extensions.Code, message string) []byte {

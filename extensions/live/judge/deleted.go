@@ -53,6 +53,23 @@ func (g *Graves) Put(record *core.Record) {
 	}
 }
 
+// Keep is called before a record is updated or deleted, to remember what it was first; one that is remembered already stays.
+func (g *Graves) Keep(record *core.Record) {
+	if g.Find(record.Collection().Id, record.Id) == nil {
+		g.Put(record)
+	}
+}
+
+// Take finds a record and forgets it.
+func (g *Graves) Take(collection, id string) *core.Record {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	key := [2]string{collection, id}
+	record := g.known[key].record
+	g.remove(key)
+	return record
+}
+
 // Drop forgets a record.
 func (g *Graves) Drop(collection, id string) {
 	g.mu.Lock()

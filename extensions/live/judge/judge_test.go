@@ -8,7 +8,6 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
 	"github.com/satchelbase/satchel/extensions/live/judge"
-	"github.com/satchelbase/satchel/extensions/rows"
 )
 
 // world is a collection with records whose values are the hard ones.
@@ -86,6 +85,9 @@ func conditions() map[string]bool {
 		"tags ?= 'a'":                   false,
 		"@request.auth.verified = true": false,
 		"@request.auth.email ~ 'ada'":   false,
+		"@request.auth.email = title":   false,
+		"@request.auth.name = 'ada' || owner.email = @request.auth.email":                              false,
+		"@request.auth.teams_via_members.id ?= team":                                                   false,
 		"@collection.teams.members ?= @request.auth.id":                                                false,
 		"title = 'a' || @collection.teams.id ?= team && @collection.teams.members ?= @request.auth.id": false,
 		"data.x = 1":             false,
@@ -128,8 +130,7 @@ func TestAnswersEqualPocketBase(t *testing.T) {
 						}
 					}
 				}
-				viewer, _ := rows.ViewerOf(auth)
-				for _, shared := range []bool{false, rows.Lasting(things, viewer, &rule, "")} {
+				for _, shared := range []bool{false, judge.Shareable(things, auth, &rule, "")} {
 					q, err := judge.NewQuestion(app, things, &rule, "", info, shared)
 					if err != nil {
 						t.Fatal(err)
@@ -169,34 +170,40 @@ func ask(t *testing.T, q *judge.Question, auth *core.Record, records []*core.Rec
 // One question answers for viewers of whom it was not made.
 func TestQuestionIsShared(t *testing.T) {
 	app, things, records, viewers := world(t)
-	rule := "team.members.id ?= @request.auth.id || owner = @request.auth.id"
-	info := &core.RequestInfo{Context: core.RequestInfoContextRealtime, Method: "GET", Auth: viewers[1], Body: map[string]any{}}
-	q, err := judge.NewQuestion(app, things, &rule, "", info, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !q.Shared() {
-		t.Fatal("the question is not shared")
-	}
-	var pairs []judge.Pair
-	var want []bool
-	for _, auth := range viewers[1:3] {
-		for _, r := range records {
-			own := *info
-			own.Auth = auth
-			ok, err := app.CanAccessRecord(r, &own, &rule)
-			if err != nil {
-				t.Fatal(err)
-			}
-			pairs, want = append(pairs, judge.Pair{auth.Id, r.Id}), append(want, ok)
+	for _, rule := range []string{
+		"team.members.id ?= @request.auth.id || owner = @request.auth.id",
+		"@request.auth.teams_via_members.id ?= team && @request.auth.verified = false",
+		"@request.auth.name != '' || owner.id = @request.auth.id",
+		"owner.created = @request.auth.created || @request.auth.email = 'eve@example.test'",
+	} {
+		info := &core.RequestInfo{Context: core.RequestInfoContextRealtime, Method: "GET", Auth: viewers[1], Body: map[string]any{}}
+		q, err := judge.NewQuestion(app, things, &rule, "", info, judge.Shareable(things, viewers[1], &rule, ""))
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	got, err := q.Ask(t.Context(), pairs)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if fmt.Sprint(got) != fmt.Sprint(want) {
-		t.Errorf("got %v, want %v", got, want)
+		if !q.Shared() {
+			t.Fatalf("%s: the question is not shared", rule)
+		}
+		var pairs []judge.Pair
+		var want []bool
+		for _, auth := range viewers[1:3] {
+			for _, r := range records {
+				own := *info
+				own.Auth = auth
+				ok, err := app.CanAccessRecord(r, &own, &rule)
+				if err != nil {
+					t.Fatal(err)
+				}
+				pairs, want = append(pairs, judge.Pair{auth.Id, r.Id}), append(want, ok)
+			}
+		}
+		got, err := q.Ask(t.Context(), pairs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("%s: got %v, want %v", rule, got, want)
+		}
 	}
 }
 

@@ -181,14 +181,14 @@ func (b *batch) judge(tx core.App, c Change) (Result, error) {
 	if err != nil {
 		return Result{}, refuse(Gone, ErrGone, "the collection is not there any more")
 	}
-	k, err := b.log.Collection(b.e.Request.Context(), collection.Id)
+	_, err = b.log.Collection(b.e.Request.Context(), collection.Id)
 	if errors.Is(err, changes.ErrNotCaptured) {
 		return Result{}, refuse(Gone, ErrGone, "the collection cannot be synced")
 	}
 	if err != nil {
 		return Result{}, err
 	}
-	return b.execute(&writing{change: c, tx: tx, auth: b.e.Auth, outer: b.e, collection: collection, number: k.C})
+	return b.execute(&writing{change: c, log: b.log, tx: tx, auth: b.e.Auth, outer: b.e, collection: collection})
 }
 
 // seen finds the note of a change.
@@ -250,7 +250,7 @@ func (b *batch) complete(c Change, r *Result) {
 	if err != nil {
 		b.e.App.Logger().Warn("the record of a result cannot be read", slog.Any("error", err))
 	}
-	if r.Record == nil && c.Op != Create && (r.Status == Denied || r.Status == Conflict) {
+	if r.Record == nil && c.Op != Create && tells(r.Status) {
 		r.Status, r.V, r.Fields, r.Reason = Gone, 0, nil, reasonOf(&api.Problem{Code: ErrGone})
 	}
 	if r.Record == nil && c.Op == Create && r.Status == Conflict {
@@ -260,11 +260,14 @@ func (b *batch) complete(c Change, r *Result) {
 		switch {
 		case c.Op == Create && r.Original == Conflict:
 			r.Original, r.V, r.Reason = Denied, 0, reasonOf(&api.Problem{Code: ErrDenied})
-		case c.Op != Create && (r.Original == Denied || r.Original == Conflict):
+		case c.Op != Create && tells(r.Original):
 			r.Original, r.V, r.Fields, r.Reason = Gone, 0, nil, reasonOf(&api.Problem{Code: ErrGone})
 		}
 	}
 }
+
+// tells reports whether the status of a change to a record says that there is one.
+func tells(status string) bool { return status == Denied || status == Conflict || status == Invalid }
 
 // outage reports an error that is not about the change.
 func outage(ctx context.Context, err error) bool {

@@ -21,6 +21,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/security"
 
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/changes"
 	"github.com/satchelbase/satchel/extensions/records/body"
 	"github.com/satchelbase/satchel/extensions/rows"
 	"github.com/satchelbase/satchel/extensions/sync/sight"
@@ -29,11 +30,11 @@ import (
 // writing is one change in its transaction.
 type writing struct {
 	change     Change
+	log        *changes.Log
 	tx         core.App
 	auth       *core.Record
 	outer      *core.RequestEvent
 	collection *core.Collection
-	number     int64 // of the collection in the change log
 }
 
 // execute does what the record API does for the same request, in PocketBase's order, and returns the result. What the
@@ -150,7 +151,7 @@ func (p *Pusher) create(w *writing) (Result, error) {
 	if w.collection.IsAuth() {
 		return Result{}, refuse(Denied, ErrDenied, "accounts are made by signing up")
 	}
-	deleted, err := w.tombstone()
+	version, deleted, err := w.version()
 	if err != nil {
 		return Result{}, err
 	}
@@ -160,8 +161,8 @@ func (p *Pusher) create(w *writing) (Result, error) {
 	_, err = w.tx.FindRecordById(w.collection, w.change.ID)
 	if err == nil {
 		r := refuse(Conflict, ErrExists, "")
-		r.v, err = w.version()
-		return Result{}, errors.Join(err, r)
+		r.v = version
+		return Result{}, r
 	}
 	if !errors.Is(err, sql.ErrNoRows) {
 		return Result{}, fmt.Errorf("find record: %w", err)
@@ -242,7 +243,7 @@ func (p *Pusher) update(w *writing) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	version, err := w.version()
+	version, _, err := w.version()
 	if err != nil {
 		return Result{}, err
 	}
@@ -298,7 +299,7 @@ func (p *Pusher) remove(w *writing) (Result, error) {
 	if err != nil {
 		return Result{}, err
 	}
-	version, err := w.version()
+	version, _, err := w.version()
 	if err != nil {
 		return Result{}, err
 	}
@@ -342,8 +343,13 @@ func (w *writing) find(rule func(q *dbx.SelectQuery) error) (*core.Record, error
 	return record, nil
 }
 
+// version is that of the record inside the transaction, with whether it is deleted.
+func (w *writing) version() (seq int64, deleted bool, err error) {
+	return w.log.VersionIn(w.tx, w.collection.Id, w.change.ID)
+}
+
 func (w *writing) done(status string, fields []string) (Result, error) {
-	version, err := w.version()
+	version, _, err := w.version()
 	return Result{CID: w.change.CID, Status: status, V: version, Fields: fields}, err
 }
 

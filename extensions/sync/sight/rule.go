@@ -3,14 +3,11 @@ package sight
 import (
 	"context"
 	"errors"
-	"fmt"
-	"regexp"
 	"slices"
 
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/changes"
-	"github.com/satchelbase/satchel/extensions/rows"
 	"github.com/satchelbase/satchel/extensions/sync/view"
 )
 
@@ -83,45 +80,13 @@ func (s *Sight) dependencies(c *core.Collection) (dependencies, error) {
 		return dependencies{}, err
 	}
 	d := dependencies{auth: found.Auth, never: found.Volatile || len(found.Tables) > 0}
-	self, err := s.readsOthers(c)
-	if err != nil {
-		return dependencies{}, err
-	}
 	for _, id := range found.Collections {
-		if id != c.Id || self {
+		if id != c.Id || found.Self {
 			d.others = append(d.others, id)
 		}
 	}
 	s.rules.Put(key, d)
 	return d, nil
-}
-
-var tableName = regexp.MustCompile("`([^`]+)`(?:\\s+`([^`]+)`)?")
-
-// readsOthers reports whether the rule of a collection reads other rows of that collection than the one that it judges,
-// by a relation or as @collection: the table then stands in the query a second time. PocketBase's test that all values
-// of a multiple relation match goes from the row to itself, under a name that tells.
-func (s *Sight) readsOthers(c *core.Collection) (bool, error) {
-	q := s.app.RecordQuery(c).Select(c.Name + ".id")
-	if err := rows.Where(q, s.app, c, s.info, c.ListRule, ""); err != nil {
-		return false, fmt.Errorf("build rule of %s: %w", c.Name, err)
-	}
-	text := q.Build().SQL()
-	uses := 0
-	for _, at := range tableName.FindAllStringSubmatchIndex(text, -1) {
-		name := text[at[2]:at[3]]
-		if name != c.Name || at[1] < len(text) && text[at[1]] == '.' || at[4] < 0 && at[0] > 0 && text[at[0]-1] == '.' {
-			continue
-		}
-		alias := ""
-		if at[4] >= 0 {
-			alias = text[at[4]:at[5]]
-		}
-		if alias != "__mm_"+c.Name {
-			uses++
-		}
-	}
-	return uses > 1, nil
 }
 
 // Depends names what makes a pull of the collection look at all visible rows, for reports: volatile reports that it is so

@@ -39,6 +39,7 @@ type Sight struct {
 	auth *core.Record
 	read *core.RequestEvent // the request as if it were a read
 	info *core.RequestInfo
+	met  map[string]map[uint64]changes.Head // heads that the request has read already, by collection
 }
 
 // For is the sight of the caller of a request.
@@ -176,6 +177,7 @@ func (s *Sight) Changed(ctx context.Context, vc view.Collection, after int64, li
 			out = append(out, view.Head{Number: uint64(h.HID), ID: h.Record, Version: h.Version, Deleted: h.Deleted})
 			after = h.Version
 		}
+		s.meet(c.Id, heads)
 		if len(heads) < page {
 			break
 		}
@@ -188,35 +190,48 @@ func (s *Sight) Names(ctx context.Context, vc view.Collection, numbers []uint64)
 	heads, err := s.heads(ctx, vc, numbers)
 	out := make(map[uint64]string, len(heads))
 	for _, h := range heads {
-		out[h.HID] = h.Record
+		out[uint64(h.HID)] = h.Record
 	}
 	return out, err
 }
 
-// heads reads the heads with these numbers, one look-up each whatever statistics SQLite has of the table.
-func (s *Sight) heads(ctx context.Context, vc view.Collection, numbers []uint64) ([]head, error) {
-	c, k, err := s.find(ctx, vc.Name)
+// maxMet is how many heads a request remembers.
+const maxMet = 2000
+
+func (s *Sight) meet(collection string, heads []changes.Head) {
+	met := s.met[collection]
+	if met == nil {
+		if s.met == nil {
+			s.met = map[string]map[uint64]changes.Head{}
+		}
+		met = map[uint64]changes.Head{}
+		s.met[collection] = met
+	}
+	for _, h := range heads[:min(len(heads), maxMet-len(met))] {
+		met[uint64(h.HID)] = h
+	}
+}
+
+// heads are those with these numbers, as they are now or were earlier in the request: a version may be too low, never too
+// high, and a row that is deleted or comes back meanwhile is a change that the next page brings.
+func (s *Sight) heads(ctx context.Context, vc view.Collection, numbers []uint64) ([]changes.Head, error) {
+	c, _, err := s.find(ctx, vc.Name)
 	if err != nil {
 		return nil, goneIsEmpty(err)
 	}
-	list, err := json.Marshal(numbers)
-	if err != nil {
-		return nil, fmt.Errorf("marshal numbers: %w", err)
+	out, unmet := make([]changes.Head, 0, len(numbers)), make([]int64, 0, len(numbers))
+	for _, n := range numbers {
+		if h, ok := s.met[c.Id][n]; ok {
+			out = append(out, h)
+		} else {
+			unmet = append(unmet, int64(n))
+		}
 	}
-	var out []head
-	err = s.app.ConcurrentDB().NewQuery("SELECT h.hid, h.rec, h.seq, h.del FROM json_each({:numbers}) j CROSS JOIN changes_heads h ON h.hid = j.value AND +h.c = {:c}").
-		Bind(dbx.Params{"numbers": string(list), "c": k.C}).WithContext(ctx).All(&out)
-	if err != nil {
-		return nil, fmt.Errorf("read heads of %s: %w", c.Name, err)
+	if len(unmet) == 0 {
+		return out, nil
 	}
-	return out, nil
-}
-
-type head struct {
-	HID     uint64 `db:"hid"`
-	Record  string `db:"rec"`
-	Version int64  `db:"seq"`
-	Deleted bool   `db:"del"`
+	more, err := s.log.HeadsByHID(ctx, c.Id, unmet)
+	return append(out, more...), err
 }
 
 // Numbers implements [view.Source].
@@ -244,7 +259,7 @@ func (s *Sight) Rows(ctx context.Context, vc view.Collection, numbers []uint64) 
 	ids := make([]string, 0, len(heads))
 	for _, h := range heads {
 		if !h.Deleted {
-			byID[h.Record] = view.Head{Number: h.HID, ID: h.Record, Version: h.Version}
+			byID[h.Record] = view.Head{Number: uint64(h.HID), ID: h.Record, Version: h.Version}
 			ids = append(ids, h.Record)
 		}
 	}
@@ -315,11 +330,13 @@ func (s *Sight) straight(ctx context.Context, c *core.Collection, q *dbx.SelectQ
 	if err != nil {
 		return false, err
 	}
+	size := 256 // of the last row: the next one is much like it
 	err = compiled.Each(ctx, db, nil, func(row []any) error {
-		body, err := plan.Append(nil, row, viewer)
+		body, err := plan.Append(make([]byte, 0, size+size/8), row, viewer)
 		if err != nil {
 			return err
 		}
+		size = len(body)
 		fn(text(row[place]), body)
 		return nil
 	})

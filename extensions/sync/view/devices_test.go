@@ -11,7 +11,7 @@ import (
 // errNet is what a client sees of a bad network.
 var errNet = errors.New("network")
 
-// network loses requests and answers, doubles requests, and delivers some only after the client has given up.
+// network loses requests and answers, doubles requests, and delivers some only after the client has given up, in any order.
 type network struct {
 	r       *rand.Rand
 	calm    bool

@@ -39,9 +39,13 @@ func mutations() []mutation {
 	}
 }
 
-// A test of convergence that does not notice these notices nothing.
+// A test of convergence that does not notice these notices nothing. With the race detector only those are tried that are
+// noticed soon.
 func TestMutations(t *testing.T) {
 	for _, m := range mutations() {
+		if m.budget > 500 && fewer(m.budget) < m.budget {
+			continue
+		}
 		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()
 			for seed := m.first; seed < m.first+uint64(m.budget); seed++ {
@@ -60,9 +64,9 @@ func TestMutations(t *testing.T) {
 // The plans of the mutations hold when nothing is wrong.
 func TestMutationPlansHold(t *testing.T) {
 	for _, m := range mutations() {
-		for seed := uint64(1); seed <= 20; seed++ {
+		for seed := uint64(1); seed <= uint64(fewer(20)); seed++ {
 			if errs := history(seed, m.plan); len(errs) > 0 {
-				t.Errorf("%s: history %d: %s", m.name, seed, strings.Join(errs[:min(3, len(errs))], "\n"))
+				t.Errorf("%s: history %d (%s): %s", m.name, seed, replay(seed, m.name), strings.Join(errs[:min(3, len(errs))], "\n"))
 				break
 			}
 		}

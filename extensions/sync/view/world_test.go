@@ -24,13 +24,24 @@ func value(row map[string]string, field string) string {
 	return row[field]
 }
 
-// fields returns the row as clients see it; the name of one field depends on the schema.
+// States of the schema.
+const (
+	renamed = 1 << iota // the body is called text
+	added               // there is one field more, with a default
+)
+
+// fields returns the row as clients see it in a state of the schema.
 func (n note) fields(id string, schema int) map[string]string {
-	body := "body"
-	if schema%2 == 1 {
-		body = "text"
+	out := map[string]string{"id": id, "title": n.Title, "owner": n.Owner, "team": n.Team, "n": strconv.Itoa(n.N)}
+	if schema&renamed != 0 {
+		out["text"] = n.Body
+	} else {
+		out["body"] = n.Body
 	}
-	return map[string]string{"id": id, "title": n.Title, body: n.Body, "owner": n.Owner, "team": n.Team, "n": strconv.Itoa(n.N)}
+	if schema&added != 0 {
+		out["extra"] = "none"
+	}
+	return out
 }
 
 func (n *note) set(field, value string) {

@@ -1,0 +1,185 @@
+package live_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/live"
+	"github.com/satchelbase/satchel/extensions/live/frame"
+)
+
+// within is how soon a connection must be gone when its session is. The promise is a second; the rest is for a loaded machine.
+const within = 3 * time.Second
+
+// gone waits until a connection has ended.
+func gone(t testing.TB, what string, closed <-chan struct{}) {
+	t.Helper()
+	began := time.Now()
+	select {
+	case <-closed:
+		t.Logf("%s: dropped after %v", what, time.Since(began))
+	case <-time.After(within):
+		t.Errorf("%s is still open after %v", what, within)
+	}
+}
+
+// However a credential ends, all that it opened is dropped: a socket, a stream, and the stock contract over a socket.
+func TestEveryWayToLoseASession(t *testing.T) {
+	s := start(t)
+	fresh := func(id string) *core.Record {
+		t.Helper()
+		r, err := s.FindRecordById("users", id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	for name, end := range map[string]func(id, session, access string){
+		"signed out": func(_, session, access string) {
+			if status, body := s.do(http.MethodDelete, "/api/v1/auth/sessions/"+session, access, nil); status != http.StatusNoContent {
+				t.Fatalf("%d %s", status, body)
+			}
+		},
+		"ended by SQL": func(_, session, _ string) {
+			s.exec("INSERT INTO sessions_ended (id, ended_at, reason) VALUES ('" + session + "', 1, 'revoked')")
+		},
+		"banned: the key of all tokens changes": func(id, _, _ string) {
+			r := fresh(id)
+			r.RefreshTokenKey()
+			s.save(r)
+		},
+		"deleted": func(id, _, _ string) { s.remove(fresh(id)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			user := strings.Fields(strings.NewReplacer(":", "", " ", "-").Replace(name))[0]
+			account, _ := s.user(user)
+			access, stock, session := s.signIn(user)
+			socket, stream, ofStock := s.connect(access), s.stream("/api/realtime"), s.stream("/api/realtime")
+			s.subscribe(stream, access, "notes/*")
+			s.subscribe(ofStock, stock, "notes/*")
+			end(account.Id, session, access)
+			gone(t, "socket", socket.closed)
+			socket.ends(frame.CloseAuth)
+			gone(t, "stream", stream.closed)
+			gone(t, "stream of a stock token", ofStock.closed)
+		})
+	}
+}
+
+// A stream outlives its token by the moment that its client needs to subscribe with a newer one, and no longer.
+func TestStreamEndsWithItsToken(t *testing.T) {
+	s := start(t, func(_ *live.Config, d *live.Deps) { d.Patience.Renew = time.Second })
+	ada, _ := s.user("ada")
+	short := func() string {
+		t.Helper()
+		token, err := ada.NewStaticAuthToken(2 * time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return token
+	}
+	ends, renews := s.stream("/api/realtime"), s.stream("/api/realtime")
+	began := time.Now()
+	s.subscribe(ends, short(), "notes/*")
+	s.subscribe(renews, short(), "notes/*")
+	s.subscribe(renews, s.token(ada), "notes/*")
+	select {
+	case <-ends.closed:
+		if lived := time.Since(began); lived < 2*time.Second {
+			t.Errorf("the stream ended after %v", lived)
+		}
+	case <-time.After(patience):
+		t.Error("the stream outlives its token")
+	}
+	s.record("notes", map[string]any{"owner": ada.Id})
+	renews.told(t, "notes/*")
+}
+
+// Whoever does not say who it is, says it too late, or says nothing that can be understood, is not kept.
+func TestFirstFrameIsDue(t *testing.T) {
+	s := start(t, func(_ *live.Config, d *live.Deps) { d.Patience.Auth = 300 * time.Millisecond })
+	silent := s.dial()
+	silent.ends(frame.CloseAuth)
+	signed := s.connect("")
+	time.Sleep(500 * time.Millisecond) // the limit is for the first frame only
+	signed.send(map[string]any{"type": "ping", "id": "1"})
+	signed.next("pong")
+}
+
+// Clients of the stock contract that do not read are closed, too, and cost no more than others.
+func TestPausedStreamIsClosed(t *testing.T) {
+	s := start(t, func(c *live.Config, d *live.Deps) { c.Queue, d.Patience.Write = 64<<10, time.Second })
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.addr+"/api/realtime", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := narrow().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	buf := make([]byte, 4096)
+	n, err := resp.Body.Read(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, id, _ := strings.Cut(string(buf[:n]), `"clientId":"`)
+	id, _, _ = strings.Cut(id, `"`)
+	s.subscribe(&stream{id: id}, "", "posts/*")
+	s.flood(t, 3000)
+	s.empty(t)
+}
+
+// flood makes events of some 5 KB each.
+func (s *server) flood(t *testing.T, n int) {
+	t.Helper()
+	s.exec(fmt.Sprintf(`WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < %d)
+		INSERT INTO posts (id, title) SELECT printf('flood%%010d', i), hex(randomblob(2450)) FROM n`, n))
+}
+
+// empty waits until nobody is connected.
+func (s *server) empty(t *testing.T) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); s.metric(t, "satchel_live_connections_count") > 0; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("a client that does not read is still connected")
+		}
+	}
+}
+
+// A client that answers no ping is closed with the code that says so.
+func TestSilentClientIsClosedWithItsCode(t *testing.T) {
+	s := start(t, func(_ *live.Config, d *live.Deps) {
+		d.Patience.Ping, d.Patience.Write = 200*time.Millisecond, 300*time.Millisecond
+	})
+	ws, _, err := websocket.Dial(t.Context(), s.addr+"/api/v1/live", &websocket.DialOptions{
+		Subprotocols:   []string{frame.Subprotocol},
+		OnPingReceived: func(context.Context, []byte) bool { return false },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ws.CloseNow() }()
+	if err := ws.Write(t.Context(), websocket.MessageText, []byte(`{"type":"auth"}`)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		ctx, cancel := context.WithTimeout(t.Context(), patience)
+		_, _, err := ws.Read(ctx)
+		cancel()
+		if err == nil {
+			continue
+		}
+		if code := websocket.CloseStatus(err); code != frame.CloseSlow {
+			t.Errorf("%v", err)
+		}
+		return
+	}
+}
