@@ -120,8 +120,7 @@ func (j *Jobs) recover() error {
 	return nil
 }
 
-// beat extends the leases, writes how far jobs are, and finds out what others have done to them meanwhile. settled are
-// those whose end has just been written.
+// beat extends the leases, writes how far jobs are, and finds out what others have done to them meanwhile.
 func (j *Jobs) beat(tx core.App) error {
 	mine, err := table.Beat(tx, j.epoch, j.now().Add(lease))
 	if err != nil {

@@ -135,7 +135,7 @@ type Jobs struct {
 	looked, beaten, nextCron, swept time.Time
 	sinceSweep                      int
 
-	count struct{ ended, failed, dead atomic.Int64 }
+	count struct{ ended, failed atomic.Int64 }
 }
 
 // New returns the feature. [Jobs.Extension] goes into the list.

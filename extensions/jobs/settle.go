@@ -98,7 +98,7 @@ func (j *Jobs) judge(job *Job, err error) result {
 	case final || job.Attempt >= job.most:
 		log.Error("a job is dead", "error", err, "next", "satchel jobs show "+job.ID)
 		r.outcome = Dead
-		j.count.dead.Add(1)
+		j.count.failed.Add(1)
 	default:
 		wait := job.kind.backoff(job.Attempt)
 		if isTold {
@@ -106,8 +106,8 @@ func (j *Jobs) judge(job *Job, err error) result {
 		}
 		log.Warn("a job failed and will be tried again", "wait", wait.Round(time.Millisecond).String(), "error", err)
 		r.outcome, r.at = Scheduled, now.Add(wait)
+		j.count.failed.Add(1)
 	}
-	j.count.failed.Add(1)
 	return r
 }
 

@@ -10,7 +10,6 @@ import (
 	"os"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
@@ -213,12 +212,4 @@ func (b *bench) beside(ctx context.Context, n int) (time.Duration, error) {
 		took = append(took, time.Since(begun))
 		time.Sleep(writeEvery)
 	}
-}
-
-func processCPU() time.Duration {
-	var u syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		return 0
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }

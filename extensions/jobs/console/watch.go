@@ -43,7 +43,7 @@ func oldest(j *jobs.Jobs) float64 {
 	if first == 0 {
 		return 0
 	}
-	return max(time.Now().Sub(time.UnixMilli(int64(first))).Seconds(), 0)
+	return max(time.Since(time.UnixMilli(int64(first))).Seconds(), 0)
 }
 
 // check tells of dead jobs, and of kinds that this program does not know.
