@@ -102,30 +102,16 @@ func parse(args []string, out io.Writer) (options, error) {
 		o.plan = quick()
 	}
 	var err error
-	if o.rows, err = choose(*rows, ids()); err != nil {
+	if o.rows, err = report.Choose(*rows, ids()); err != nil {
 		return options{}, fmt.Errorf("read -rows: %w", err)
 	}
-	if o.contenders, err = choose(*contenders, names()); err != nil {
+	if o.contenders, err = report.Choose(*contenders, names()); err != nil {
 		return options{}, fmt.Errorf("read -contenders: %w", err)
 	}
 	if *contenders == "" && !o.plan.node {
 		o.contenders = []string{satchel, report.Stock, report.Limit}
 	}
 	return o, nil
-}
-
-// choose splits a list and refuses unknown words; an empty one is all.
-func choose(list string, all []string) ([]string, error) {
-	if list == "" {
-		return all, nil
-	}
-	words := strings.Split(list, ",")
-	for _, w := range words {
-		if !slices.Contains(all, w) {
-			return nil, fmt.Errorf("%q is not one of %s", w, strings.Join(all, ", "))
-		}
-	}
-	return words, nil
 }
 
 func run(ctx context.Context, args []string, out io.Writer) error {

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/satchelbase/satchel/bench/internal/load"
@@ -42,6 +44,8 @@ const (
 	Idle        Metric = "idleMiB"            // resident
 	Loaded      Metric = "loadedMiB"          // resident, under 64 connections
 	Binary      Metric = "binaryMiB"          // stripped
+	WriterQueue Metric = "p99WithJobsMs"      // p99 of a write while the queue works at full speed
+	IdleCPU     Metric = "idleCpuMs"          // in a second
 )
 
 // title is how a table names the metric, and digits how many decimals it shows.
@@ -83,6 +87,10 @@ func (m Metric) title() (name string, digits int) {
 		return "loaded MiB", 1
 	case Binary:
 		return "binary MiB", 1
+	case WriterQueue:
+		return "write p99 ms, queue running", 2
+	case IdleCPU:
+		return "idle CPU ms/s", 2
 	}
 	return string(m), 2
 }
@@ -263,4 +271,18 @@ func (r *Report) JSON(w io.Writer) error {
 		return fmt.Errorf("write JSON: %w", err)
 	}
 	return nil
+}
+
+// Choose splits a list and refuses unknown words; an empty one is all.
+func Choose(list string, all []string) ([]string, error) {
+	if list == "" {
+		return all, nil
+	}
+	words := strings.Split(list, ",")
+	for _, w := range words {
+		if !slices.Contains(all, w) {
+			return nil, fmt.Errorf("%q is not one of %s", w, strings.Join(all, ", "))
+		}
+	}
+	return words, nil
 }

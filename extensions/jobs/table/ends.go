@@ -1,0 +1,136 @@
+package table
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/pocketbase/dbx"
+	"github.com/pocketbase/pocketbase/core"
+)
+
+// End is how a job that leaves the queue has ended.
+type End struct {
+	ID          int64
+	Outcome     State
+	At          time.Time
+	Result, Err string
+	Done, Total int64
+}
+
+const historyColumns = `id, outcome, finished_at, result, error, done, total, queue, kind, attempt, owner_collection, owner, request, run_at, created_at, started_at`
+
+// Archive moves jobs of a process to the history. What they were given is forgotten. It can be repeated.
+func Archive(tx core.App, epoch string, ends []End) error {
+	if len(ends) == 0 {
+		return nil
+	}
+	rows := make([]any, len(ends))
+	for i, e := range ends {
+		rows[i] = []any{e.ID, string(e.Outcome), e.At.UnixMilli(), e.Result, e.Err, e.Done, e.Total}
+	}
+	list, err := json.Marshal(rows)
+	if err != nil {
+		return fmt.Errorf("marshal ends of jobs: %w", err)
+	}
+	params := dbx.Params{"rows": string(list), "epoch": epoch}
+	_, err = tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + History + ` (` + historyColumns + `)
+		SELECT q.id, e.value->>1, e.value->>2, e.value->>3, e.value->>4, e.value->>5, e.value->>6, q.queue, q.kind, q.attempt, q.owner_collection,
+			q.owner, q.request, q.run_at, q.created_at, q.started_at
+		FROM json_each({:rows}) AS e CROSS JOIN ` + Queue + ` AS q ON q.id = e.value->>0 WHERE q.state = 1 AND q.epoch = {:epoch}`).Bind(params).Execute()
+	if err != nil {
+		return fmt.Errorf("write history of jobs: %w", err)
+	}
+	_, err = tx.NonconcurrentDB().NewQuery(`DELETE FROM ` + Queue + ` WHERE id IN (SELECT value->>0 FROM json_each({:rows})) AND +state = 1 AND +epoch = {:epoch}`).
+		Bind(params).Execute()
+	if err != nil {
+		return fmt.Errorf("remove jobs that have ended: %w", err)
+	}
+	return nil
+}
+
+// Cancel moves a job to the history that nobody works on, and reports whether it was one.
+func Cancel(tx core.App, id int64, now time.Time) (bool, error) {
+	res, err := tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + History + ` (` + historyColumns + `)
+		SELECT id, {:outcome}, {:now}, '', error, done, total, queue, kind, attempt, owner_collection, owner, request, run_at, created_at, started_at
+		FROM ` + Queue + ` WHERE id = {:id} AND state <> 1`).
+		Bind(dbx.Params{"id": id, "outcome": string(Cancelled), "now": now.UnixMilli()}).Execute()
+	if err != nil {
+		return false, fmt.Errorf("cancel job: %w", err)
+	}
+	n, err := res.RowsAffected()
+	if err != nil || n == 0 {
+		return false, err
+	}
+	if _, err := tx.NonconcurrentDB().Delete(Queue, dbx.HashExp{"id": id}).Execute(); err != nil {
+		return false, fmt.Errorf("cancel job: %w", err)
+	}
+	return true, nil
+}
+
+// Interrupt asks the process that works on a job to end it, and reports whether one does.
+func Interrupt(tx core.App, id int64) (bool, error) {
+	res, err := tx.NonconcurrentDB().Update(Queue, dbx.Params{"cancelled": 1}, dbx.HashExp{"id": id, "state": IsRunning}).Execute()
+	if err != nil {
+		return false, fmt.Errorf("interrupt job: %w", err)
+	}
+	n, err := res.RowsAffected()
+	return n > 0, err
+}
+
+// ErrKeyTaken says that another job that has not ended has the key.
+var ErrKeyTaken = errors.New("another job has the key")
+
+// Retry makes a job due now that is dead or waits, with other attempts and, unless it is empty, another payload.
+func Retry(tx core.App, id int64, payload string, now time.Time) error {
+	change := dbx.Params{
+		"state": IsReady, "run_at": now.UnixMilli(), "attempt": 0, "finished_at": 0, "cancelled": 0,
+		"expires_at": dbx.NewExp("CASE state WHEN 3 THEN 0 ELSE expires_at END"),
+	}
+	if payload != "" {
+		change["payload"] = payload
+	}
+	_, err := tx.NonconcurrentDB().Update(Queue, change, dbx.HashExp{"id": id}).Execute()
+	if err != nil && strings.Contains(err.Error(), "UNIQUE constraint failed") {
+		return ErrKeyTaken
+	}
+	if err != nil {
+		return fmt.Errorf("retry job: %w", err)
+	}
+	return nil
+}
+
+// Pause keeps jobs of a queue from being claimed.
+func Pause(tx core.App, queue string, now time.Time) error {
+	_, err := tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + Paused + ` (name, paused_at) VALUES ({:queue}, {:now}) ON CONFLICT DO NOTHING`).
+		Bind(dbx.Params{"queue": queue, "now": now.UnixMilli()}).Execute()
+	if err != nil {
+		return fmt.Errorf("pause queue: %w", err)
+	}
+	return nil
+}
+
+// Resume ends a pause.
+func Resume(tx core.App, queue string) error {
+	if _, err := tx.NonconcurrentDB().Delete(Paused, dbx.HashExp{"name": queue}).Execute(); err != nil {
+		return fmt.Errorf("resume queue: %w", err)
+	}
+	return nil
+}
+
+// Forget removes the jobs of an owner that nobody works on, and what names the owner in the others.
+func Forget(tx core.App, collection, owner string) error {
+	of := dbx.HashExp{"owner": owner, "owner_collection": collection}
+	if _, err := tx.NonconcurrentDB().Delete(History, of).Execute(); err != nil {
+		return fmt.Errorf("forget history of owner: %w", err)
+	}
+	if _, err := tx.NonconcurrentDB().Delete(Queue, dbx.And(of, dbx.NewExp("state <> 1"))).Execute(); err != nil {
+		return fmt.Errorf("forget jobs of owner: %w", err)
+	}
+	if _, err := tx.NonconcurrentDB().Update(Queue, dbx.Params{"owner_collection": "", "owner": ""}, of).Execute(); err != nil {
+		return fmt.Errorf("forget owner of jobs: %w", err)
+	}
+	return nil
+}
