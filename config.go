@@ -23,6 +23,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/metrics"
 	"github.com/satchelbase/satchel/extensions/passkeys"
 	"github.com/satchelbase/satchel/extensions/passwords"
+	"github.com/satchelbase/satchel/extensions/push"
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
 	"github.com/satchelbase/satchel/extensions/runs"
@@ -79,6 +80,7 @@ type config struct {
 	changes     changes.Config
 	logs        logs.Config
 	passwords   passwords.Config
+	push        push.Config
 	ratelimit   ratelimit.Config
 	records     records.Config
 	runs        runs.Config
@@ -114,6 +116,7 @@ func read(s *settings.Settings) config {
 		changes:     settings.Section[changes.Config](s, "changes"),
 		logs:        settings.Section[logs.Config](s, "logs"),
 		passwords:   settings.Section[passwords.Config](s, "passwords"),
+		push:        settings.Section[push.Config](s, "push"),
 		ratelimit:   settings.Section[ratelimit.Config](s, "ratelimit"),
 		records:     settings.Section[records.Config](s, "records"),
 		runs:        settings.Section[runs.Config](s, "runs"),

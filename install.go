@@ -123,6 +123,14 @@ func newKeys(cfg apikeys.Config, db *store.Store, log *audit.Log, sess *sessions
 	})
 }
 
+// newPasskeys serves the files that phones and browsers look for, besides.
+func newPasskeys(cfg config, pb *pocketbase.PocketBase, sess *sessions.Sessions, log *audit.Log) extensions.Extension {
+	return passkeys.New(cfg.passkeys, passkeys.Deps{
+		PublicURL: cfg.general.PublicURL, Recent: sess.RequireRecent(), Audit: log.Note, Public: program.Files(pb, site()),
+		LastWayIn: identities.LastWayIn(cfg.identities),
+	})
+}
+
 // sandbox returns a function that opens the program on a copy of the data.
 func sandbox(cfg config, pb *pocketbase.PocketBase) func(dataDir string) (core.App, error) {
 	return func(dataDir string) (core.App, error) {

@@ -36,6 +36,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/passkeys"
 	"github.com/satchelbase/satchel/extensions/passwords"
 	"github.com/satchelbase/satchel/extensions/program"
+	"github.com/satchelbase/satchel/extensions/push"
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
 	"github.com/satchelbase/satchel/extensions/rules"
@@ -93,10 +94,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		guard.New(cfg.guard, guard.Deps{KnownDevice: sess.KnownDevice, Audit: log.NoteFailure, EmailTaken: sessions.ErrEmailTaken}),
 		passwords.New(hasher),
 		totp.New(cfg.totp, totp.Deps{Vault: vault, Recent: sess.RequireRecent(), Audit: log.Note, Exempt: []string{passkeys.Method}}),
-		passkeys.New(cfg.passkeys, passkeys.Deps{
-			PublicURL: cfg.general.PublicURL, Recent: sess.RequireRecent(), Audit: log.Note, Public: program.Files(pb, site()),
-			LastWayIn: identities.LastWayIn(cfg.identities),
-		}),
+		newPasskeys(cfg, pb, sess, log),
 		gate.Extension(),
 		identities.New(cfg.identities, identities.Deps{
 			SignIn: sess.SignIn, Recent: sess.RequireRecent(), RevokeSessions: sess.EndAll, Audit: log.Note, Seal: vault.Seal, Open: vault.Open,
@@ -116,6 +114,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		health.New(cfg.health, all, admins.May),
 		live.New(cfg.live, clog, live.Deps{Sessions: login.Endings{DB: pb.ConcurrentDB, Table: db.TableVersion}, Channels: hooks.Channels()}).Extension(),
 		syncer.Extension(),
+		push.New(cfg.push, push.Deps{Vault: vault, Audit: log.Note}).Extension(),
 		demo.New(),
 		rules.New(sandbox(cfg, pb)),
 		deploy.New(),

@@ -30,7 +30,7 @@ func New() extensions.Extension {
 
 func command() *cobra.Command {
 	c := &cobra.Command{Use: "dev", Short: "Run stand-ins for providers on loopback"}
-	c.AddCommand(identityProvider())
+	c.AddCommand(identityProvider(), stubs())
 	return cli.NoDatabase(c)
 }
 

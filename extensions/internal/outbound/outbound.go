@@ -3,7 +3,7 @@
 //
 // The client speaks https only, follows no redirect, asks no proxy, and checks the address that it is about to dial, after
 // DNS, so that a name cannot lead to loopback, a private network or the metadata service of a cloud. It limits time and
-// headers; the body is the caller's to limit, with [Read].
+// headers; the body is the caller's to limit, with [Read]. [Breakers] keep callers from waiting for a host that is down.
 package outbound
 
 import (
@@ -20,6 +20,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -32,6 +33,8 @@ const (
 	maxHeader    = 64 << 10
 	maxIdle      = 32
 	idleTimeout  = 90 * time.Second
+	pingAfter    = 15 * time.Second // of silence on a connection of HTTP/2 that somebody waits for
+	pingTimeout  = 5 * time.Second
 	maxCAFile    = 1 << 20
 	maxHostBytes = 253 // RFC 1035 section 2.3.4
 )
@@ -56,10 +59,25 @@ type Options struct {
 
 	// DenyHosts are names that are refused whatever their address is, such as the server's own public name.
 	DenyHosts []string
+
+	// ConnsPerHost bounds the connections to one host and keeps that many open; calls above it wait for one, or share one
+	// of HTTP/2. Zero means as many as there are calls, of which two are kept.
+	ConnsPerHost int
+
+	// HTTP2Only is for providers that speak nothing else.
+	HTTP2Only bool
 }
 
 // NewClient returns a client that is safe for concurrent use. Its errors wrap those of this package.
 func NewClient(o Options) *http.Client {
+	return &http.Client{
+		Timeout:       Timeout,
+		Transport:     guard{next: transport(o), deny: lower(o.DenyHosts)},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return ErrRedirect },
+	}
+}
+
+func transport(o Options) *http.Transport {
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	if o.Root != nil {
 		pool, err := x509.SystemCertPool()
@@ -75,23 +93,23 @@ func NewClient(o Options) *http.Client {
 			return checkDial(network, address, o.AllowLoopback)
 		},
 	}
-	transport := &http.Transport{
+	protocols := &http.Protocols{}
+	protocols.SetHTTP2(true)
+	protocols.SetHTTP1(!o.HTTP2Only)
+	return &http.Transport{
 		Proxy:                  nil, // a proxy from the environment would dial for us, past the check
 		DialContext:            dialer.DialContext,
 		TLSClientConfig:        config,
 		TLSHandshakeTimeout:    Timeout,
 		ResponseHeaderTimeout:  Timeout,
 		MaxResponseHeaderBytes: maxHeader,
-		MaxIdleConns:           maxIdle,
-		MaxIdleConnsPerHost:    2,
+		MaxIdleConns:           max(maxIdle, o.ConnsPerHost),
+		MaxIdleConnsPerHost:    max(2, o.ConnsPerHost),
+		MaxConnsPerHost:        o.ConnsPerHost,
 		IdleConnTimeout:        idleTimeout,
 		DisableCompression:     true, // limits count the bytes of the wire
-		ForceAttemptHTTP2:      true,
-	}
-	return &http.Client{
-		Timeout:       Timeout,
-		Transport:     guard{next: transport, deny: lower(o.DenyHosts)},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return ErrRedirect },
+		Protocols:              protocols,
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 	}
 }
 
@@ -145,6 +163,13 @@ func CheckURL(u *url.URL) error {
 type guard struct {
 	next http.RoundTripper
 	deny []string
+}
+
+// CloseIdleConnections lets http.Client's method of that name reach the transport.
+func (g guard) CloseIdleConnections() {
+	if c, ok := g.next.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -214,4 +239,19 @@ func special() []netip.Prefix {
 		netip.MustParsePrefix("2002::/16"),      // 6to4, RFC 3056
 		netip.MustParsePrefix("fec0::/10"),      // site-local, RFC 3879
 	}
+}
+
+// maxRetryAfter bounds what a host can ask for: nobody waits longer than a day for its word.
+const maxRetryAfter = 24 * time.Hour
+
+// RetryAfter reads the header of that name (RFC 9110 section 10.2.3), in seconds or as a date; zero when there is none.
+func RetryAfter(h http.Header) time.Duration {
+	value := h.Get("Retry-After")
+	wait := time.Duration(0)
+	if seconds, err := strconv.Atoi(value); err == nil {
+		wait = time.Duration(min(seconds, int(maxRetryAfter.Seconds()))) * time.Second
+	} else if at, err := http.ParseTime(value); err == nil {
+		wait = time.Until(at)
+	}
+	return min(max(wait, 0), maxRetryAfter)
 }

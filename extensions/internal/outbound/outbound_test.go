@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/satchelbase/satchel/extensions/internal/outbound"
 	"github.com/satchelbase/satchel/extensions/internal/stubs/idp"
@@ -127,6 +128,17 @@ func TestReadCA(t *testing.T) {
 	for _, path := range []string{write("text.pem", []byte("text")), filepath.Join(dir, "none.pem"), write("bad.pem", []byte("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"))} {
 		if _, err := outbound.ReadCA(path); err == nil {
 			t.Errorf("%s: no error", filepath.Base(path))
+		}
+	}
+}
+
+func TestRetryAfter(t *testing.T) {
+	for value, want := range map[string]time.Duration{
+		"": 0, "7": 7 * time.Second, "0": 0, "-5": 0, "soon": 0, "99999999999": 24 * time.Hour,
+		"Wed, 21 Oct 2015 07:28:00 GMT": 0, "Fri, 31 Dec 9999 23:59:59 GMT": 24 * time.Hour,
+	} {
+		if got := outbound.RetryAfter(http.Header{"Retry-After": {value}}); got != want {
+			t.Errorf("%q: %v, want %v", value, got, want)
 		}
 	}
 }

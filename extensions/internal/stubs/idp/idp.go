@@ -6,23 +6,18 @@
 package idp
 
 import (
-	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"net/http"
-	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,6 +25,8 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+
+	"github.com/satchelbase/satchel/extensions/internal/stubs/loopback"
 )
 
 // Audience is the client id of tokens that name no other.
@@ -63,10 +60,10 @@ type Server struct {
 	// CA is the root of the server's certificate.
 	CA *x509.Certificate
 
-	server    *http.Server
+	authority *loopback.Authority
+	server    *loopback.Server
 	behaviour atomic.Int64
 	keySets   atomic.Int64
-	ended     chan struct{}
 
 	mu      sync.Mutex
 	keys    []signingKey
@@ -82,26 +79,14 @@ type signingKey struct {
 
 // Start listens on address, which must be loopback; "127.0.0.1:0" is any free port.
 func Start(address string) (*Server, error) {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return nil, fmt.Errorf("read address: %w", err)
-	}
-	if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
-		return nil, errors.New("the address must be loopback, such as 127.0.0.1:0")
-	}
-	ca, leaf, err := certificates()
+	authority, err := loopback.NewAuthority()
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{CA: ca, ended: make(chan struct{}), age: "max-age=3600", codes: map[string]grant{}}
+	s := &Server{CA: authority.Root, authority: authority, age: "max-age=3600", codes: map[string]grant{}}
 	if err := s.Rotate(); err != nil {
 		return nil, err
 	}
-	listener, err := new(net.ListenConfig).Listen(context.Background(), "tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
-	}
-	s.Issuer = "https://" + listener.Addr().String()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /.well-known/openid-configuration", s.discovery)
 	mux.HandleFunc("GET /jwks.json", s.keySet)
@@ -109,24 +94,19 @@ func Start(address string) (*Server, error) {
 	mux.HandleFunc("POST /token-for", s.tokenFor)
 	mux.HandleFunc("POST /auth/token", s.token)
 	mux.HandleFunc("POST /auth/revoke", s.revoke)
-	s.server = &http.Server{
-		Handler: mux, ReadHeaderTimeout: 10 * time.Second,
-		TLSConfig: &tls.Config{Certificates: []tls.Certificate{leaf}, MinVersion: tls.VersionTLS12},
+	s.server, err = loopback.Serve(address, authority, mux, false)
+	if err != nil {
+		return nil, err
 	}
-	go func() { _ = s.server.ServeTLS(listener, "", "") }()
+	s.Issuer = s.server.URL
 	return s, nil
 }
 
 // Close ends the server and the requests that it keeps waiting.
-func (s *Server) Close() error {
-	close(s.ended)
-	return s.server.Close()
-}
+func (s *Server) Close() error { return s.server.Close() }
 
 // CAPEM is the certificate authority in the form that settings and curl read.
-func (s *Server) CAPEM() []byte {
-	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.CA.Raw})
-}
+func (s *Server) CAPEM() []byte { return s.authority.PEM() }
 
 // JWKS is the address of the key set.
 func (s *Server) JWKS() string { return s.Issuer + "/jwks.json" }
@@ -257,10 +237,7 @@ func (s *Server) keySet(w http.ResponseWriter, r *http.Request) {
 			keys = append(keys, k)
 		}
 	case Slow:
-		select {
-		case <-r.Context().Done():
-		case <-s.ended:
-		}
+		s.server.Stall(r)
 		return
 	case Redirect:
 		if r.URL.Path != "/moved.json" {

@@ -1,0 +1,147 @@
+// Package push sends notifications to devices. This part of it keeps the credentials of the providers and lends their
+// senders; package sender is the interface to them.
+//
+// Settings: SATCHEL_PUSH_*. Tables: push_credentials. Commands: satchel push. Without credentials it does nothing and costs
+// nothing. A provider that is down costs its own pushes alone: calls have deadlines and breakers.
+package push
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/pocketbase/pocketbase/core"
+	"github.com/spf13/cobra"
+
+	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/internal/outbound"
+	"github.com/satchelbase/satchel/extensions/internal/secret"
+	"github.com/satchelbase/satchel/extensions/push/credentials"
+	"github.com/satchelbase/satchel/extensions/push/sender"
+)
+
+// Config is read from SATCHEL_PUSH_*. Credentials are none of it: satchel push connect takes them.
+type Config struct {
+	Concurrency int `env:"CONCURRENCY" default:"500" help:"pushes under way at once, for each platform"`
+
+	APNsEndpoint        string `env:"APNS_ENDPOINT" default:"" help:"development only: address instead of Apple's, such as that of satchel dev stubs"`
+	APNsSandboxEndpoint string `env:"APNS_SANDBOX_ENDPOINT" default:"" help:"development only: the same for apps under development"`
+	FCMEndpoint         string `env:"FCM_ENDPOINT" default:"" help:"development only: address instead of Google's"`
+	ExpoEndpoint        string `env:"EXPO_ENDPOINT" default:"" help:"development only: address instead of Expo's"`
+	CAFile              string `env:"CA_FILE" help:"development only: a certificate authority in PEM to trust besides the system's"`
+	AllowLoopback       bool   `env:"ALLOW_LOOPBACK" help:"development only: let providers be on loopback"`
+}
+
+// Validate reports everything that cannot work, at once.
+func (c Config) Validate() error {
+	var problems []error
+	if c.Concurrency < 1 || c.Concurrency > 5000 {
+		problems = append(problems, errors.New("CONCURRENCY: must be between 1 and 5000"))
+	}
+	for key, address := range map[string]string{
+		"APNS_ENDPOINT": c.APNsEndpoint, "APNS_SANDBOX_ENDPOINT": c.APNsSandboxEndpoint, "FCM_ENDPOINT": c.FCMEndpoint, "EXPO_ENDPOINT": c.ExpoEndpoint,
+	} {
+		if address != "" && (!strings.HasPrefix(address, "https://") || strings.HasSuffix(address, "/")) {
+			problems = append(problems, fmt.Errorf("%s: must be https and host, such as https://127.0.0.1:9411", key))
+		}
+	}
+	return errors.Join(problems...)
+}
+
+// forDevelopment reports whether anything is set that production must not have.
+func (c Config) forDevelopment() bool {
+	return c.APNsEndpoint+c.APNsSandboxEndpoint+c.FCMEndpoint+c.ExpoEndpoint+c.CAFile != "" || c.AllowLoopback
+}
+
+// outbound is how providers are reached.
+func (c Config) outbound(production bool) (outbound.Options, error) {
+	if production && c.forDevelopment() {
+		return outbound.Options{}, errors.New("the settings SATCHEL_PUSH_*_ENDPOINT, SATCHEL_PUSH_CA_FILE and SATCHEL_PUSH_ALLOW_LOOPBACK are for development and refused in production")
+	}
+	o := outbound.Options{AllowLoopback: c.AllowLoopback}
+	if c.CAFile != "" {
+		root, err := outbound.ReadCA(c.CAFile)
+		if err != nil {
+			return o, fmt.Errorf("SATCHEL_PUSH_CA_FILE: %w", err)
+		}
+		o.Root = root
+	}
+	return o, nil
+}
+
+// Deps are what the extension takes from others.
+type Deps struct {
+	// Vault seals the credentials.
+	Vault *secret.Vault
+
+	// Audit records who did what. Nil: nobody does.
+	Audit func(app core.App, e *core.RequestEvent, action, outcome string, subject *core.Record, details map[string]any) error
+}
+
+// Push is the feature at work. It is safe for concurrent use once the server listens.
+type Push struct {
+	cfg    Config
+	deps   Deps
+	keeper *credentials.Keeper
+}
+
+// New returns the feature. cfg must be valid.
+func New(cfg Config, deps Deps) *Push {
+	if deps.Audit == nil {
+		deps.Audit = func(core.App, *core.RequestEvent, string, string, *core.Record, map[string]any) error { return nil }
+	}
+	return &Push{cfg: cfg, deps: deps, keeper: credentials.New(deps.Vault, credentials.Options{
+		Size: cfg.Concurrency, APNs: cfg.APNsEndpoint, APNsSandbox: cfg.APNsSandboxEndpoint, FCM: cfg.FCMEndpoint, Expo: cfg.ExpoEndpoint,
+	})}
+}
+
+// Sender returns the sender of a platform, or [credentials.ErrNotConnected]. It must not be called inside a transaction.
+func (p *Push) Sender(ctx context.Context, platform sender.Platform) (sender.Sender, error) {
+	return p.keeper.Sender(ctx, platform)
+}
+
+// Extension is the feature for the list in main.go.
+func (p *Push) Extension() extensions.Extension {
+	return extensions.Extension{
+		Name:       "push",
+		Settings:   p.cfg,
+		Tables:     []string{credentials.Table},
+		Migrations: []extensions.Migration{extensions.Tables(1795504000, "create_credentials", credentials.Statements(), credentials.Table)},
+		Serve: func(h *extensions.Host, _ *core.ServeEvent) error {
+			return p.open(h)
+		},
+		Stop: func(context.Context) error {
+			p.keeper.Close()
+			return nil
+		},
+		Checks:   []extensions.Check{{Name: "push", Run: check}},
+		Commands: func(h *extensions.Host) []*cobra.Command { return []*cobra.Command{p.command(h)} },
+	}
+}
+
+// open is for the server and for the commands, when the database is open.
+func (p *Push) open(h *extensions.Host) error {
+	o, err := p.cfg.outbound(h.Production)
+	if err != nil {
+		return err
+	}
+	p.keeper.Open(h.App, o)
+	return nil
+}
+
+// check shows what is connected.
+func check(_ context.Context, h *extensions.Host) extensions.Result {
+	list, err := credentials.List(h.App)
+	if err != nil {
+		return extensions.Result{Level: extensions.Fail, Message: "the credentials cannot be read: " + err.Error(), Next: "see the log"}
+	}
+	if len(list) == 0 {
+		return extensions.Result{Level: extensions.Skip, Message: "no provider is connected", Next: "satchel push connect --help"}
+	}
+	names := make([]string, len(list))
+	for i, e := range list {
+		names[i] = string(e.Platform)
+	}
+	return extensions.Result{Level: extensions.OK, Message: strings.Join(names, ", ")}
+}

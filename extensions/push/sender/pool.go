@@ -1,0 +1,166 @@
+package sender
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/satchelbase/satchel/extensions/internal/outbound"
+)
+
+const (
+	// warmFor is how long after a call a host's connection is taken to be open. Idle ones are closed after 90 s.
+	warmFor = 60 * time.Second
+
+	// warmWait is the longest that calls wait for the first one.
+	warmWait = 2 * time.Second
+
+	// maxHosts bounds the memory for hosts that clients name.
+	maxHosts = 4096
+)
+
+// Pool makes the calls of one sender: a bounded number at once, over all who send, each with a deadline and behind a
+// breaker of its host. The first call to a host that was quiet goes alone, because it opens the connection that the others
+// share; together they would open one each. The memory is that of the calls in flight.
+type Pool struct {
+	slots    chan struct{}
+	perHost  int
+	breakers *outbound.Breakers
+
+	mu    sync.Mutex
+	hosts map[string]*host
+}
+
+type host struct {
+	slots   chan struct{}
+	last    time.Time     // when a call ended well
+	leading chan struct{} // closed when the first call has ended; nil when there is none
+}
+
+// NewPool returns a pool of size calls at once, of which at most perHost go to one host, so that a slow one cannot take
+// them all.
+func NewPool(size, perHost int, breakers *outbound.Breakers) *Pool {
+	return &Pool{slots: make(chan struct{}, size), perHost: min(size, perHost), breakers: breakers, hosts: map[string]*host{}}
+}
+
+// Each calls f for 0 to n-1 and returns the results in that order. key is the host of a call.
+func (p *Pool) Each(ctx context.Context, n int, key func(i int) string, f func(ctx context.Context, i int) Result) []Result {
+	results := make([]Result, n)
+	var next atomic.Int64
+	var workers sync.WaitGroup
+	for range min(n, cap(p.slots)) {
+		workers.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				results[i] = p.one(ctx, key(i), func(ctx context.Context) Result { return f(ctx, i) })
+			}
+		})
+	}
+	workers.Wait()
+	return results
+}
+
+// One makes a single call.
+func (p *Pool) One(ctx context.Context, key string, f func(ctx context.Context) Result) Result {
+	return p.one(ctx, key, f)
+}
+
+func (p *Pool) one(ctx context.Context, key string, f func(ctx context.Context) Result) Result {
+	if key == "" {
+		return f(ctx) // it is refused before any call
+	}
+	h := p.host(key)
+	if !take(ctx, h.slots) {
+		return Result{Outcome: Retry, Code: CodeCanceled}
+	}
+	defer func() { <-h.slots }()
+	if !take(ctx, p.slots) {
+		return Result{Outcome: Retry, Code: CodeCanceled}
+	}
+	defer func() { <-p.slots }()
+	done, wait := p.breakers.Allow(key)
+	if done == nil {
+		return Result{Outcome: Retry, Code: CodeBreaker, Detail: "the provider does not work; calls wait", After: wait}
+	}
+	first := p.warm(ctx, h)
+	bounded, cancel := context.WithTimeout(ctx, outbound.Timeout)
+	r := f(bounded)
+	cancel()
+	well := r.Outcome != Retry || (r.Status > 0 && r.Status < 500)
+	p.ended(h, well, first)
+	switch {
+	case well:
+		done(nil)
+	case ctx.Err() != nil:
+		done(context.Canceled)
+		r = Result{Outcome: Retry, Code: CodeCanceled}
+	default:
+		done(errors.New(r.Code))
+	}
+	return r
+}
+
+// take waits for room in a semaphore, unless the caller has given up.
+func take(ctx context.Context, slots chan struct{}) bool {
+	if ctx.Err() != nil {
+		return false
+	}
+	select {
+	case slots <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+func (p *Pool) host(key string) *host {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	h := p.hosts[key]
+	if h == nil {
+		if len(p.hosts) >= maxHosts {
+			clear(p.hosts) // calls in flight keep theirs
+		}
+		h = &host{slots: make(chan struct{}, p.perHost)}
+		p.hosts[key] = h
+	}
+	return h
+}
+
+// warm makes the first caller of a quiet host the leader and lets the others wait for it.
+func (p *Pool) warm(ctx context.Context, h *host) (leader bool) {
+	p.mu.Lock()
+	if time.Since(h.last) < warmFor {
+		p.mu.Unlock()
+		return false
+	}
+	leading := h.leading
+	if leading == nil {
+		h.leading = make(chan struct{})
+	}
+	p.mu.Unlock()
+	if leading == nil {
+		return true
+	}
+	timer := time.NewTimer(warmWait)
+	defer timer.Stop()
+	select {
+	case <-leading:
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+func (p *Pool) ended(h *host, well, leader bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if well {
+		h.last = time.Now()
+	}
+	if leader {
+		close(h.leading)
+		h.leading = nil
+	}
+}
