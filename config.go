@@ -17,6 +17,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/health"
 	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/identities"
+	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/live"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
@@ -26,7 +27,6 @@ import (
 	"github.com/satchelbase/satchel/extensions/push"
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
-	"github.com/satchelbase/satchel/extensions/runs"
 	"github.com/satchelbase/satchel/extensions/secrets"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
@@ -83,12 +83,12 @@ type config struct {
 	push        push.Config
 	ratelimit   ratelimit.Config
 	records     records.Config
-	runs        runs.Config
 	secrets     secrets.Config
 	guard       guard.Config
 	health      health.Config
 	idempotency idempotency.Config
 	identities  identities.Config
+	jobs        jobs.Config
 	live        live.Config
 	sessions    sessions.Config
 	memory      memory.Config
@@ -119,9 +119,9 @@ func read(s *settings.Settings) config {
 		push:        settings.Section[push.Config](s, "push"),
 		ratelimit:   settings.Section[ratelimit.Config](s, "ratelimit"),
 		records:     settings.Section[records.Config](s, "records"),
-		runs:        settings.Section[runs.Config](s, "runs"),
 		guard:       settings.Section[guard.Config](s, "guard"),
 		idempotency: settings.Section[idempotency.Config](s, "idempotency"),
+		jobs:        settings.Section[jobs.Config](s, "jobs"),
 		live:        settings.Section[live.Config](s, "live"),
 		identities:  settings.Section[identities.Config](s, "identities"),
 		health:      settings.Section[health.Config](s, "health"),

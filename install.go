@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/dop251/goja"
 	"github.com/pocketbase/pocketbase"
 	"github.com/pocketbase/pocketbase/core"
 
@@ -20,11 +21,11 @@ import (
 	"github.com/satchelbase/satchel/extensions/doctor"
 	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/identities"
+	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/passkeys"
 	"github.com/satchelbase/satchel/extensions/program"
-	"github.com/satchelbase/satchel/extensions/runs"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/store"
@@ -44,14 +45,22 @@ func site() fs.FS {
 
 // quietTables are those whose writes change nothing that is remembered of other tables.
 func quietTables() []string {
-	return slices.Concat(changes.Tables(), sync.Tables(), []string{apikeys.Uses, idempotency.Table})
+	return slices.Concat(changes.Tables(), sync.Tables(), jobs.Tables(), []string{apikeys.Uses, idempotency.Table})
 }
 
 // about is what the program says of itself.
-func about(cfg config, db *store.Store, ops *operations.Operations) program.Info {
+func about(cfg config, db *store.Store, ops *operations.Operations, queue *jobs.Jobs) program.Info {
 	return program.Info{
 		Version: version, DataDir: cfg.general.DataDir, HTTP: cfg.general.HTTP, Queries: cfg.general.Queries,
-		Public: site(), DBConnect: db.Connect, Script: ops.Script,
+		Public: site(), DBConnect: db.Connect, Scripts: scripts(ops, queue),
+	}
+}
+
+// scripts is what JavaScript hooks may use besides what PocketBase gives them.
+func scripts(ops *operations.Operations, queue *jobs.Jobs) program.Scripts {
+	return program.Scripts{
+		Globals: []func(*goja.Runtime) error{ops.Script, queue.Script},
+		Host:    func(app core.App) core.App { return queue.Host(app) },
 	}
 }
 
@@ -67,11 +76,11 @@ func addCommands(pb *pocketbase.PocketBase, h *extensions.Host, list []extension
 }
 
 // install binds the features and the app's own hooks to an application that is not open yet.
-func install(cfg config, pb *pocketbase.PocketBase, app core.App, db *store.Store, ops *operations.Operations) (*extensions.Host, []extensions.Extension, *sessions.Sessions, error) {
+func install(cfg config, pb *pocketbase.PocketBase, app core.App, db *store.Store, ops *operations.Operations, queue *jobs.Jobs) (*extensions.Host, []extensions.Extension, *sessions.Sessions, error) {
 	h := &extensions.Host{
 		App: app, Version: version, Production: cfg.general.production(), Logger: slog.New(logs.Handler(os.Stderr, cfg.logs)),
 	}
-	list, sess := features(cfg, pb, db, ops)
+	list, sess := features(cfg, pb, db, ops, queue)
 	if err := extensions.Install(h, list); err != nil {
 		return nil, nil, nil, err
 	}
@@ -80,9 +89,9 @@ func install(cfg config, pb *pocketbase.PocketBase, app core.App, db *store.Stor
 }
 
 // newAccounts tells the deletion and the export of accounts what the other features hold of them.
-func newAccounts(cfg account.Config, background *runs.Runs, sess *sessions.Sessions, db *store.Store, log *audit.Log, key func(purpose string) []byte) *account.Accounts {
+func newAccounts(cfg account.Config, queue *jobs.Jobs, sess *sessions.Sessions, db *store.Store, log *audit.Log, key func(purpose string) []byte) *account.Accounts {
 	return account.New(cfg, account.Deps{
-		Runs: background, Key: key, Map: hooks.Accounts(), Recent: sess.Recent, Anonymous: anonymous.Is, EndSessions: sess.EndAll,
+		Jobs: queue, Key: key, Map: hooks.Accounts(), Recent: sess.Recent, Anonymous: anonymous.Is, EndSessions: sess.EndAll,
 		Audit: log.Note, Forget: log.Forget, Version: db.TableVersion, Blockers: teamsWithoutOwner,
 		// These delete what they hold with the account's record.
 		Sections: []account.Section{
@@ -138,14 +147,14 @@ func sandbox(cfg config, pb *pocketbase.PocketBase) func(dataDir string) (core.A
 		if err != nil {
 			return nil, err
 		}
-		ops := operations.New()
-		app, err := program.Sandbox(pb, dataDir, db.Connect, ops.Script)
+		ops, queue := operations.New(), jobs.New(cfg.jobs)
+		app, err := program.Sandbox(pb, dataDir, db.Connect, scripts(ops, queue))
 		if err != nil {
 			return nil, err
 		}
 		copied := cfg
 		copied.secrets, copied.audit = cfg.secrets.Sandbox(pb.DataDir()), cfg.audit.Sandbox()
-		_, _, _, err = install(copied, pb, app, db, ops)
+		_, _, _, err = install(copied, pb, app, db, ops, queue)
 		return app, err
 	}
 }

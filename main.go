@@ -27,6 +27,8 @@ import (
 	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/impersonation"
+	"github.com/satchelbase/satchel/extensions/jobs"
+	"github.com/satchelbase/satchel/extensions/leader"
 	"github.com/satchelbase/satchel/extensions/live"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
@@ -40,7 +42,6 @@ import (
 	"github.com/satchelbase/satchel/extensions/ratelimit"
 	"github.com/satchelbase/satchel/extensions/records"
 	"github.com/satchelbase/satchel/extensions/rules"
-	"github.com/satchelbase/satchel/extensions/runs"
 	"github.com/satchelbase/satchel/extensions/secrets"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/sessions/login"
@@ -60,7 +61,7 @@ var public embed.FS
 var version = "dev"
 
 // features lists what this program can do. The order is that of start-up; the first is outermost around a request.
-func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *operations.Operations) ([]extensions.Extension, *sessions.Sessions) {
+func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *operations.Operations, queue *jobs.Jobs) ([]extensions.Extension, *sessions.Sessions) {
 	var list []extensions.Extension
 	vault, hasher, gate := secrets.NewVault(), passwords.NewHasher(cfg.passwords), attestation.NewGate(cfg.attestation)
 	log := audit.NewLog(vault)
@@ -70,10 +71,9 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		Vault: vault, Audit: log.Append, Version: db.TableVersion, PublicURL: cfg.general.PublicURL, Password: hasher.Verify, SecondFactor: totp.Enabled,
 	})
 	all := func() []extensions.Extension { return list }
-	groups := teams.New(cfg.teams, teams.Deps{PublicURL: cfg.general.PublicURL, Audit: log.Note})
-	background := runs.New(cfg.runs)
-	accounts := newAccounts(cfg.account, background, sess, db, log, vault.Key)
-	ops.Add(hooks.Operations(), groups.Operations(), accounts.Operations())
+	groups := teams.New(cfg.teams, teams.Deps{PublicURL: cfg.general.PublicURL, Audit: log.Note, Mail: queue.Mail})
+	accounts := newAccounts(cfg.account, queue, sess, db, log, vault.Key)
+	ops.Add(hooks.Operations(), groups.Operations(), accounts.Operations(), queue.Operations())
 	list = []extensions.Extension{
 		api.New(cfg.api),
 		logs.New(cfg.logs),
@@ -104,7 +104,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 			Role: admins.May, Staff: []string{admins.Collection}, Key: apikeys.Presented, Recent: sess.Recent, Attested: gate.Require, Audit: log.Append,
 		}),
 		groups.Extension(),
-		background.Extension(),
+		queue.Extension(jobs.Deps{Vault: vault, Leader: leader.Alone().Is}),
 		accounts.Extension(),
 		records.New(cfg.records, db),
 		idempotency.New(cfg.idempotency, idempotency.Deps{
@@ -136,10 +136,10 @@ func run(args []string) int {
 	if err != nil {
 		return cli.Report(os.Stderr, err, false)
 	}
-	ops := operations.New()
-	info := about(cfg, db, ops)
+	ops, queue := operations.New(), jobs.New(cfg.jobs)
+	info := about(cfg, db, ops, queue)
 	pb := program.New(info, args)
-	h, list, sess, err := install(cfg, pb, pb, db, ops)
+	h, list, sess, err := install(cfg, pb, pb, db, ops, queue)
 	if err != nil {
 		return cli.Report(os.Stderr, err, false)
 	}

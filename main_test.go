@@ -19,6 +19,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/router"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/program"
 	"github.com/satchelbase/satchel/extensions/settings"
@@ -36,7 +37,7 @@ func build(t *testing.T) (*pocketbase.PocketBase, *settings.Settings, []extensio
 		t.Fatal(err)
 	}
 	pb := program.New(program.Info{DataDir: t.TempDir(), DBConnect: db.Connect}, nil)
-	list, _ := features(cfg, pb, db, operations.New())
+	list, _ := features(cfg, pb, db, operations.New(), jobs.New(cfg.jobs))
 	return pb, cfg.settings, list
 }
 

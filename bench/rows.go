@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/satchelbase/satchel/bench/internal/queue"
 	"github.com/satchelbase/satchel/bench/internal/report"
 )
 
@@ -154,7 +155,11 @@ func others() []rowSpec {
 }
 
 func side() []rowSpec {
+	jobs := func(ctx context.Context, b *bench, r *report.Row) error {
+		return queue.Row(ctx, b.dir, b.plan.size.Notes, r)
+	}
 	return []rowSpec{
+		{id: "jobs", title: "side row: background jobs of no work", run: jobs, columns: queue.Columns(), targets: queue.Targets()},
 		{
 			id: "logins", title: "side row: reads while four clients log in", run: logins,
 			columns: []report.Metric{report.ReadAlone, report.ReadLogins, report.Logins},

@@ -80,6 +80,8 @@ func checkRow(t *testing.T, row report.Row) {
 	t.Helper()
 	want := []string{satchel, report.Stock, report.Limit}
 	switch row.ID {
+	case "jobs":
+		want = want[:1]
 	case "logins", "15":
 		want = want[:2]
 	case "13", "14":

@@ -2,13 +2,13 @@
 //
 // Which records belong to an account is derived from the schema and can be said otherwise in Go, see [Map]. An export is a
 // zip file, sealed by the vault, that only its owner downloads and that is deleted after a week. A deletion waits for the
-// grace period, in which its owner can sign in and cancel it and do nothing else. Then a background run deletes the
+// grace period, in which its owner can sign in and cancel it and do nothing else. Then a background job deletes the
 // records from the leaves on in transactions of a few milliseconds, so that no other writer notices, and the account last.
 //
 // Settings: SATCHEL_ACCOUNT_*. Tables: account_deletions, account_exports. Folder: account_exports in the data folder.
 // Operations: account.export, account.delete, account.cancelDeletion, account.status. Route:
 // GET /api/v1/account/exports/{id}. Commands: account. Failure modes: a record that a hook does not let go keeps its
-// account; the run tries again for most of a day, and the log tells of it.
+// account; the job tries again for most of a day, and the log tells of it.
 package account
 
 import (
@@ -27,8 +27,8 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/account/ownership"
+	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/operations"
-	"github.com/satchelbase/satchel/extensions/runs"
 	"github.com/satchelbase/satchel/extensions/settings"
 )
 
@@ -70,6 +70,15 @@ func (c Config) Validate() error {
 	return errors.Join(problems...)
 }
 
+const (
+	// jobQueue holds the exports and deletions, which take long and are done few at a time.
+	jobQueue = "account"
+
+	// attempts and firstWait make a job be tried for most of a day.
+	attempts  = 25
+	firstWait = 5 * time.Second
+)
+
 // Map says, by the name of a collection, what of it belongs to an account.
 type Map = ownership.Map
 
@@ -95,9 +104,9 @@ type Section struct {
 // it for the app, Message says to a person what to do.
 type Blocker struct{ Kind, ID, Message string }
 
-// Deps is what the feature needs of others. Runs and Key are required.
+// Deps is what the feature needs of others. Jobs and Key are required.
 type Deps struct {
-	Runs *runs.Runs
+	Jobs *jobs.Jobs
 
 	// Key derives a key for a purpose, always the same one.
 	Key func(purpose string) []byte
@@ -138,7 +147,7 @@ type Accounts struct {
 	tended chan struct{}
 }
 
-// New returns the feature. [Accounts.Extension] goes into the list, after that of the runs.
+// New returns the feature. [Accounts.Extension] goes into the list, after that of the jobs.
 func New(cfg Config, deps Deps) *Accounts {
 	if deps.Recent == nil {
 		deps.Recent = func(*core.RequestEvent) error { return nil }
@@ -153,8 +162,14 @@ func New(cfg Config, deps Deps) *Accounts {
 		deps.Audit = func(core.App, *core.RequestEvent, string, string, *core.Record, map[string]any) error { return nil }
 	}
 	a := &Accounts{cfg: cfg, deps: deps, now: time.Now}
-	deps.Runs.Register(deletionKind, a.workDeletion)
-	deps.Runs.Register(exportKind, a.workExport)
+	deps.Jobs.Add(
+		jobs.Define(jobs.Spec[target]{
+			Kind: deletionKind, Queue: jobQueue, Attempts: attempts, FirstWait: firstWait, Timeout: jobs.NoTimeout, Resumable: true, Work: a.workDeletion,
+		}),
+		jobs.Define(jobs.Spec[string]{
+			Kind: exportKind, Queue: jobQueue, Attempts: attempts, FirstWait: firstWait, Timeout: jobs.NoTimeout, Resumable: true, Work: a.workExport,
+		}),
+	)
 	return a
 }
 

@@ -121,7 +121,7 @@ func (a *Accounts) deleteNow(ctx context.Context, app core.App, account *core.Re
 	if err != nil {
 		return err
 	}
-	return a.deps.Runs.Do(ctx, run)
+	return a.deps.Jobs.Do(ctx, run)
 }
 
 // findAccount looks in all collections of users.

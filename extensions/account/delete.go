@@ -12,8 +12,8 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/operations"
-	"github.com/satchelbase/satchel/extensions/runs"
 )
 
 // deletionKind is the kind of the runs that delete accounts.
@@ -61,9 +61,9 @@ func (a *Accounts) pending(tx core.App, account *core.Record) (*deletion, error)
 	if err != nil || d == nil {
 		return nil, err
 	}
-	status, err := a.deps.Runs.Get(tx, d.Run)
+	status, err := a.deps.Jobs.Get(tx, d.Run)
 	switch {
-	case errors.Is(err, runs.ErrNotFound) || err == nil && status.FinishedForGood():
+	case errors.Is(err, jobs.ErrNotFound) || err == nil && status.Ended():
 		return nil, forgetDeletion(tx, keyOf(account))
 	case err != nil:
 		return nil, err
@@ -75,8 +75,8 @@ func (a *Accounts) pending(tx core.App, account *core.Record) (*deletion, error)
 func (a *Accounts) request(tx core.App, account *core.Record, grace time.Duration) (*deletion, error) {
 	k := keyOf(account)
 	due := a.now().Add(grace)
-	run, err := a.deps.Runs.Enqueue(tx, deletionKind, runs.OwnerOf(account), target{k.collection, k.record},
-		runs.Options{At: due, Unique: k.collection + "/" + k.record})
+	run, err := a.deps.Jobs.Enqueue(tx, deletionKind, target{k.collection, k.record},
+		jobs.Options{Owner: jobs.OwnerOf(account), At: due, Key: k.collection + "/" + k.record})
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +118,7 @@ func (a *Accounts) doCancel(c *operations.Call, _ struct{}) (Status, error) {
 		// A run that has begun may be queued again, for its next attempt.
 		cancelled := false
 		if d.StartedAt == 0 {
-			if cancelled, err = a.deps.Runs.Cancel(c.App, d.Run); err != nil {
+			if cancelled, err = a.deps.Jobs.Cancel(c.App, d.Run); err != nil {
 				return Status{}, err
 			}
 		}
@@ -134,15 +134,11 @@ func (a *Accounts) doCancel(c *operations.Call, _ struct{}) (Status, error) {
 }
 
 // workDeletion deletes an account. It finds out by itself how far it has come.
-func (a *Accounts) workDeletion(ctx context.Context, run *runs.Run) error {
-	var in target
-	if err := run.Input(&in); err != nil {
-		return runs.Permanent(err)
-	}
+func (a *Accounts) workDeletion(ctx context.Context, run *jobs.Job, in target) error {
 	k := key{in.Collection, in.Record}
 	e := newEraser(a.app, run, nil, a.logger)
 	if err := run.State(&e.pos); err != nil {
-		return runs.Permanent(err)
+		return jobs.Permanent(err)
 	}
 	if err := e.removeFiles(ctx); err != nil { // of an attempt before
 		return err
@@ -214,7 +210,7 @@ func (a *Accounts) finish(ctx context.Context, e *eraser, account *core.Record) 
 		if err := e.run.Checkpoint(tx, e.pos); err != nil {
 			return err
 		}
-		return a.deps.Runs.Forget(tx, runs.OwnerOf(account))
+		return a.deps.Jobs.Forget(tx, jobs.OwnerOf(account))
 	})
 	if err != nil {
 		if _, gone := a.app.FindRecordById(account.Collection(), account.Id); !errors.Is(gone, sql.ErrNoRows) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
+	"github.com/satchelbase/satchel/extensions/jobs"
 )
 
 func atOnce(c *Config, _ *Deps) { c.Grace = 0 }
@@ -45,7 +46,8 @@ func (f *fixture) remains(t testing.TB) {
 		"pins of notes":    "pins WHERE note <> '' AND title = 'pin-of-ada'",
 		"rows of deletion": deletionsTable,
 		"sessions of Ada":  "sessions_logins WHERE record = '" + f.ada.Id + "'",
-		"runs of Ada":      "runs_runs WHERE owner = '" + f.ada.Id + "' OR unique_key <> '' OR input <> ''",
+		"jobs":             "jobs_queue",
+		"jobs of Ada":      "jobs_history WHERE owner = '" + f.ada.Id + "'",
 	} {
 		if n := f.count(t, from); n != 0 {
 			t.Errorf("%d %s are left", n, what)
@@ -128,7 +130,7 @@ func TestRefusedRecord(t *testing.T) {
 		return e.Next()
 	})
 	answer[Status](t, f.call(t, f.signIn(t, "ada@example.test"), "account.delete"))
-	await(t, "the end of the first attempt", func() bool { return f.count(t, "runs_runs WHERE state = 'queued' AND error <> ''") == 1 })
+	await(t, "the end of the first attempt", func() bool { return f.count(t, "jobs_queue WHERE state = 2 AND error <> ''") == 1 })
 	if got := f.titles(t, "comments"); strings.Contains(got, "ada-own") {
 		t.Errorf("what is not in the way stays: %s", got)
 	}
@@ -199,9 +201,7 @@ func TestGrace(t *testing.T) {
 
 	// A second wish is carried out when it is due.
 	answer[Status](t, f.call(t, token, "account.delete"))
-	if _, err := f.NonconcurrentDB().Update("runs_runs", dbx.Params{"due_at": 0}, dbx.HashExp{"kind": deletionKind, "state": "queued"}).Execute(); err != nil {
-		t.Fatal(err)
-	}
+	f.hurry(t)
 	f.gone(t, f.ada)
 	f.remains(t)
 }
@@ -270,7 +270,7 @@ func TestOldApp(t *testing.T) {
 	}
 	x := answer[Export](t, old(http.MethodPost, "/operations/account.export"))
 	answer[Status](t, old(http.MethodGet, "/operations/account.status"))
-	answer[struct{ ID string }](t, old(http.MethodGet, "/runs/"+x.Run))
+	answer[struct{ ID string }](t, old(http.MethodGet, "/jobs/"+x.Run))
 	await(t, "the export", func() bool { return old(http.MethodGet, "/account/exports/"+x.ID).Status == http.StatusOK })
 	answer[Status](t, old(http.MethodPost, "/operations/account.cancelDeletion"))
 	answer[Status](t, old(http.MethodPost, "/operations/account.delete"))
@@ -315,7 +315,7 @@ func TestStopInTheMiddle(t *testing.T) {
 	f.insert(t, "notes", 300, func(int) dbx.Params {
 		return dbx.Params{"id": core.GenerateDefaultRandomId(), "owner": f.ada.Id, "file": "[]"}
 	})
-	x := f.runs.Extension()
+	x := f.jobs.Extension(jobs.Deps{})
 	answer[Status](t, f.call(t, f.signIn(t, "ada@example.test"), "account.delete"))
 	for range 3 {
 		before := f.count(t, "notes")

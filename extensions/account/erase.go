@@ -15,7 +15,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/account/ownership"
-	"github.com/satchelbase/satchel/extensions/runs"
+	"github.com/satchelbase/satchel/extensions/jobs"
 )
 
 const (
@@ -54,7 +54,7 @@ type position struct {
 // proves that the run is this process's still.
 type eraser struct {
 	app    core.App
-	run    *runs.Run
+	run    *jobs.Job
 	plan   *ownership.Plan
 	logger *slog.Logger
 	pos    position
@@ -74,7 +74,7 @@ type level struct {
 	ids        []string
 }
 
-func newEraser(app core.App, run *runs.Run, p *ownership.Plan, logger *slog.Logger) *eraser {
+func newEraser(app core.App, run *jobs.Job, p *ownership.Plan, logger *slog.Logger) *eraser {
 	return &eraser{
 		app: app, run: run, plan: p, logger: logger,
 		pending: map[key]struct{}{}, failed: map[key]error{}, incoming: map[string][]ownership.Reference{},
@@ -365,5 +365,5 @@ func rest(ctx context.Context, d time.Duration) error {
 // outage reports an error that is not about a record.
 func outage(err error) bool {
 	code, ok := errors.AsType[*extensions.Code](err)
-	return errors.Is(err, runs.ErrLost) || ok && code.Status == http.StatusServiceUnavailable
+	return errors.Is(err, jobs.ErrLost) || ok && code.Status == http.StatusServiceUnavailable
 }

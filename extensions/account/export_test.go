@@ -209,7 +209,7 @@ func TestExportLimits(t *testing.T) {
 	}
 	close(hold)
 	await(t, "the first export", func() bool { return f.count(t, exportsTable+" WHERE ready_at > 0") == 1 })
-	await(t, "the end of the run", func() bool { return f.count(t, "runs_runs WHERE state = 'succeeded'") == 1 })
+	await(t, "the end of the run", func() bool { return f.count(t, "jobs_history WHERE outcome = 'succeeded'") == 1 })
 	f.export(t, token)
 	r := f.call(t, token, "account.export")
 	if r.Status != http.StatusTooManyRequests || r.Code() != ErrExportLimit.Name || r.Header.Get("Retry-After") == "" {
@@ -218,7 +218,7 @@ func TestExportLimits(t *testing.T) {
 	f.accounts.cfg.ExportSize = 100
 	f.accounts.now = func() time.Time { return time.Now().Add(25 * time.Hour) }
 	x := answer[Export](t, f.call(t, f.signIn(t, "ada@example.test"), "account.export"))
-	await(t, "the failure", func() bool { return f.count(t, "runs_runs WHERE state = 'failed'") == 1 })
+	await(t, "the failure", func() bool { return f.count(t, "jobs_queue WHERE state = 3") == 1 })
 	if s := answer[Status](t, f.call(t, token, "account.status")); s.Exports[0].ID != x.ID || s.Exports[0].State != "failed" {
 		t.Errorf("%+v", s)
 	}

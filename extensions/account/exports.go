@@ -20,8 +20,8 @@ import (
 	"github.com/satchelbase/satchel/extensions/account/archive"
 	"github.com/satchelbase/satchel/extensions/account/sealed"
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/operations"
-	"github.com/satchelbase/satchel/extensions/runs"
 )
 
 const (
@@ -70,12 +70,12 @@ func (a *Accounts) exportOf(app core.App, r exportRow) (Export, error) {
 		return out, nil
 	}
 	out.State = "failed"
-	status, err := a.deps.Runs.Get(app, r.Run)
+	status, err := a.deps.Jobs.Get(app, r.Run)
 	switch {
-	case errors.Is(err, runs.ErrNotFound):
+	case errors.Is(err, jobs.ErrNotFound):
 	case err != nil:
 		return out, err
-	case status.State == runs.Queued || status.State == runs.Running:
+	case !status.Ended():
 		out.State = "running"
 	}
 	return out, nil
@@ -131,7 +131,8 @@ func (a *Accounts) requestExport(tx core.App, account *core.Record) (Export, err
 		CreatedAt: now.UnixMilli(), ExpiresAt: now.Add(a.cfg.ExportLife).UnixMilli(),
 	}
 	var err error
-	if r.Run, err = a.deps.Runs.Enqueue(tx, exportKind, runs.OwnerOf(account), r.ID, runs.Options{Unique: k.collection + "/" + k.record}); err != nil {
+	o := jobs.Options{Owner: jobs.OwnerOf(account), Key: k.collection + "/" + k.record}
+	if r.Run, err = a.deps.Jobs.Enqueue(tx, exportKind, r.ID, o); err != nil {
 		return Export{}, err
 	}
 	_, err = tx.NonconcurrentDB().Insert(exportsTable, dbx.Params{
@@ -163,24 +164,20 @@ func (a *Accounts) folder() string { return filepath.Join(a.app.DataDir(), "acco
 func (a *Accounts) file(id string) string { return filepath.Join(a.folder(), filepath.Base(id)) }
 
 // workExport writes the file of an export. An attempt that ended in the middle is begun anew.
-func (a *Accounts) workExport(ctx context.Context, run *runs.Run) error {
-	var id string
-	if err := run.Input(&id); err != nil {
-		return runs.Permanent(err)
-	}
+func (a *Accounts) workExport(ctx context.Context, run *jobs.Job, id string) error {
 	var r exportRow
 	if err := a.app.ConcurrentDB().Select("*").From(exportsTable).Where(dbx.HashExp{"id": id}).One(&r); err != nil {
-		return runs.Permanent(fmt.Errorf("find export: %w", err)) // deleted with its account
+		return jobs.Permanent(fmt.Errorf("find export: %w", err)) // deleted with its account
 	}
 	account, err := a.app.FindRecordById(r.Collection, r.Record)
 	if err != nil {
-		return runs.Permanent(fmt.Errorf("find account of export: %w", err))
+		return jobs.Permanent(fmt.Errorf("find account of export: %w", err))
 	}
 	size, err := a.writeFile(ctx, r.ID, func(w io.Writer) error {
 		return a.write(ctx, w, account, func(done int64) { run.Progress(done, 0) })
 	})
 	if errors.Is(err, ErrTooLarge) {
-		return runs.Permanent(err)
+		return jobs.Permanent(err)
 	}
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"path"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -21,8 +22,9 @@ import (
 	"github.com/satchelbase/satchel/extensions/authcache"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
 	"github.com/satchelbase/satchel/extensions/internal/secret"
+	"github.com/satchelbase/satchel/extensions/jobs"
+	"github.com/satchelbase/satchel/extensions/jobs/presence"
 	"github.com/satchelbase/satchel/extensions/operations"
-	"github.com/satchelbase/satchel/extensions/runs"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
@@ -32,7 +34,7 @@ import (
 type fixture struct {
 	*apptest.App
 	accounts *Accounts
-	runs     *runs.Runs
+	jobs     *jobs.Jobs
 	ada, bob *core.Record
 }
 
@@ -49,7 +51,7 @@ func start(t testing.TB, change func(c *Config, d *Deps)) *fixture {
 	cache := settings.Defaults[authcache.Config]()
 	cfg := settings.Defaults[Config]()
 	deps := Deps{
-		Runs: runs.New(settings.Defaults[runs.Config]()), Key: vault.Key, Recent: sess.Recent, EndSessions: sess.EndAll,
+		Jobs: jobs.New(settings.Defaults[jobs.Config]()), Key: vault.Key, Recent: sess.Recent, EndSessions: sess.EndAll,
 		Audit: log.Note, Forget: log.Forget, Version: db.TableVersion,
 	}
 	if change != nil {
@@ -61,14 +63,14 @@ func start(t testing.TB, change func(c *Config, d *Deps)) *fixture {
 	a := New(cfg, deps)
 	ops := operations.New()
 	ops.Add(a.Operations())
-	f := &fixture{accounts: a, runs: deps.Runs}
+	f := &fixture{accounts: a, jobs: deps.Jobs}
 	conventions := settings.Defaults[api.Config]()
 	if err := conventions.MinVersion.UnmarshalText([]byte("9.0")); err != nil { // for requests that name their version
 		t.Fatal(err)
 	}
 	f.App = apptest.Open(t, db.Connect, api.New(conventions), store.New(db), audit.New(audit.Config{}, log, nil),
 		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, sess.Verify)), sess.Extension(),
-		deps.Runs.Extension(), a.Extension(), ops.Extension(operations.Deps{Recent: sess.Recent, Audit: log.Append}))
+		deps.Jobs.Extension(jobs.Deps{}), a.Extension(), ops.Extension(operations.Deps{Recent: sess.Recent, Audit: log.Append}))
 	f.schema(t)
 	f.ada, _ = f.User(t, "ada@example.test")
 	f.bob, _ = f.User(t, "bob@example.test")
@@ -273,7 +275,7 @@ func await(t testing.TB, what string, ok func() bool) {
 func (f *fixture) gone(t testing.TB, account *core.Record) {
 	t.Helper()
 	await(t, "the deletion of the account", func() bool {
-		return f.count(t, "users WHERE id = '"+account.Id+"'") == 0 && f.count(t, "runs_runs WHERE state = 'running'") == 0
+		return f.count(t, "users WHERE id = '"+account.Id+"'") == 0 && f.count(t, "jobs_queue WHERE state = 1") == 0
 	})
 }
 
@@ -303,3 +305,14 @@ func readAll(t testing.TB, r io.Reader) []byte {
 }
 
 var errNo = errors.New("no")
+
+// hurry makes the jobs due that wait for their time, and tells whoever works on them.
+func (f *fixture) hurry(t testing.TB) {
+	t.Helper()
+	if _, err := f.NonconcurrentDB().Update("jobs_queue", dbx.Params{"run_at": 0}, dbx.HashExp{"state": 2}).Execute(); err != nil {
+		t.Fatal(err)
+	}
+	if err := presence.Ring(filepath.Join(f.DataDir(), "jobs")); err != nil {
+		t.Fatal(err)
+	}
+}

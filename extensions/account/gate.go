@@ -79,7 +79,7 @@ func open(path string) bool {
 	if !strings.HasPrefix(path, "/api/") {
 		return true
 	}
-	for _, prefix := range []string{"/operations/account.", "/account/", "/runs/", "/auth/", "/health"} {
+	for _, prefix := range []string{"/operations/account.", "/account/", "/jobs/", "/auth/", "/health"} {
 		if strings.HasPrefix(path, api.Prefix+prefix) {
 			return true
 		}

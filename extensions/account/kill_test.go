@@ -17,7 +17,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions"
-	"github.com/satchelbase/satchel/extensions/runs"
+	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/settings"
 )
 
@@ -38,12 +38,8 @@ func TestKill(t *testing.T) {
 	for i := range more / 8 { // some with files below them
 		f.add(t, "attachments", "ada-attachment", map[string]any{"note": fmt.Sprintf("note%011d", i*8)}, "content")
 	}
-	hurry := func() { // a run whose process has died often has to wait, which is tested elsewhere
-		if _, err := f.NonconcurrentDB().Update("runs_runs", dbx.Params{"due_at": 0}, dbx.HashExp{"state": "queued"}).Execute(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	x := f.runs.Extension()
+	hurry := func() { f.hurry(t) } // a job whose process has died often has to wait, which is tested elsewhere
+	x := f.jobs.Extension(jobs.Deps{})
 	if err := x.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -81,23 +77,23 @@ func TestKill(t *testing.T) {
 	}
 	await(t, "the end of the run", func() bool {
 		hurry()
-		return f.count(t, "runs_runs WHERE state = 'succeeded'") == 1
+		return f.count(t, "jobs_history WHERE outcome = 'succeeded'") == 1
 	})
 	f.remains(t)
 }
 
 func deleteUntilKilled(t *testing.T, dir string) {
 	app := core.NewBaseApp(core.BaseAppConfig{DataDir: dir})
-	r := runs.New(settings.Defaults[runs.Config]())
-	a := New(settings.Defaults[Config](), Deps{Runs: r})
+	r := jobs.New(settings.Defaults[jobs.Config]())
+	a := New(settings.Defaults[Config](), Deps{Jobs: r})
 	h := &extensions.Host{App: app, Logger: slog.New(slog.DiscardHandler)}
-	if err := extensions.Install(h, []extensions.Extension{r.Extension(), a.Extension()}); err != nil {
+	if err := extensions.Install(h, []extensions.Extension{r.Extension(jobs.Deps{}), a.Extension()}); err != nil {
 		t.Fatal(err)
 	}
 	if err := app.Bootstrap(); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Extension().Start(t.Context(), h); err != nil {
+	if err := r.Extension(jobs.Deps{}).Start(t.Context(), h); err != nil {
 		t.Fatal(err)
 	}
 	fmt.Println("working")

@@ -162,7 +162,7 @@ func neverGated(r *http.Request) bool {
 	switch {
 	case strings.HasPrefix(path, Prefix+"/health"), strings.HasPrefix(path, Prefix+"/sync"), strings.HasPrefix(path, Prefix+"/account"):
 		return true
-	case strings.HasPrefix(path, Prefix+"/operations/account."), strings.HasPrefix(path, Prefix+"/runs/"):
+	case strings.HasPrefix(path, Prefix+"/operations/account."), strings.HasPrefix(path, Prefix+"/jobs/"):
 		return true
 	case path == Prefix+"/auth/refresh", path == Prefix+"/auth/token", path == Prefix+"/auth/logout", path == Prefix+"/auth/revoke":
 		return true

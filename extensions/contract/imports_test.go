@@ -17,7 +17,7 @@ func foundation() []string {
 // type as an argument of its constructor.
 func friends() map[string][]string {
 	return map[string][]string{
-		"account":       {"runs"},
+		"account":       {"jobs"},
 		"admins":        {"audit", "sessions/login"},
 		"anonymous":     {"audit"},
 		"apikeys":       {"audit"},

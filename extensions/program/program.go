@@ -39,11 +39,26 @@ type Info struct {
 	// Public is served where the folder of --publicDir has no such file.
 	Public fs.FS
 
-	// Script adds to each JavaScript runtime what hooks may call.
-	Script func(vm *goja.Runtime) error
+	Scripts Scripts
 
 	// Harden seals a token of PocketBase's kind that is made outside of a request; nil leaves it as it is.
 	Harden func(record *core.Record, token string) (string, error)
+}
+
+// Scripts is what JavaScript hooks may use besides what PocketBase gives them. The zero value is nothing.
+type Scripts struct {
+	// Globals add to each JavaScript runtime what hooks may call.
+	Globals []func(vm *goja.Runtime) error
+
+	// Host adds methods that begin with On to the application: they are events that hooks can bind to.
+	Host func(app core.App) core.App
+}
+
+func (s Scripts) host(app core.App) core.App {
+	if s.Host == nil {
+		return app
+	}
+	return s.Host(app)
 }
 
 // New creates the application and its root command with what the stock binary has: flags, JavaScript hooks and
@@ -67,9 +82,9 @@ func New(info Info, args []string) *pocketbase.PocketBase {
 	indexFallback := flags.Bool("indexFallback", true, "answer index.html for missing static files, as single-page apps need")
 	_ = root.ParseFlags(args) // mistakes are reported when the command runs
 
-	hooksErr := jsvm.Register(pb, jsvm.Config{
+	hooksErr := jsvm.Register(info.Scripts.host(pb), jsvm.Config{
 		MigrationsDir: *migrationsDir, HooksDir: *hooksDir, HooksWatch: *hooksWatch, HooksPoolSize: *hooksPool,
-		OnInit: extend(info.Script),
+		OnInit: extend(info.Scripts.Globals),
 	})
 	migratecmd.MustRegister(pb, root, migratecmd.Config{
 		TemplateLang: migratecmd.TemplateLangJS, Automigrate: *automigrate, Dir: *migrationsDir,
@@ -125,20 +140,19 @@ func ownDataDir(e *core.BootstrapEvent) error {
 
 // extend makes the function that PocketBase calls for each runtime. It fails only when a name is taken that PocketBase
 // itself has locked.
-func extend(script func(vm *goja.Runtime) error) func(*goja.Runtime) {
+func extend(globals []func(vm *goja.Runtime) error) func(*goja.Runtime) {
 	return func(vm *goja.Runtime) {
-		if script == nil {
-			return
-		}
-		if err := script(vm); err != nil {
-			panic(err)
+		for _, add := range globals {
+			if err := add(vm); err != nil {
+				panic(err)
+			}
 		}
 	}
 }
 
 // Sandbox returns an application on another data folder with the JavaScript hooks and migrations of pb. It neither
 // reads the command line nor watches for changes, and is not open yet.
-func Sandbox(pb *pocketbase.PocketBase, dataDir string, connect core.DBConnectFunc, script func(*goja.Runtime) error) (core.App, error) {
+func Sandbox(pb *pocketbase.PocketBase, dataDir string, connect core.DBConnectFunc, scripts Scripts) (core.App, error) {
 	beside := func(flag, name string) string {
 		if dir, err := pb.RootCmd.PersistentFlags().GetString(flag); err == nil && dir != "" {
 			return dir
@@ -146,9 +160,9 @@ func Sandbox(pb *pocketbase.PocketBase, dataDir string, connect core.DBConnectFu
 		return filepath.Join(pb.DataDir(), "..", name)
 	}
 	app := core.NewBaseApp(core.BaseAppConfig{DataDir: dataDir, DBConnect: connect})
-	err := jsvm.Register(app, jsvm.Config{
+	err := jsvm.Register(scripts.host(app), jsvm.Config{
 		HooksDir: beside("hooksDir", "pb_hooks"), MigrationsDir: beside("migrationsDir", "pb_migrations"), HooksPoolSize: 1,
-		OnInit: extend(script),
+		OnInit: extend(scripts.Globals),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("load JavaScript hooks: %w", err)

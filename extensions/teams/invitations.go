@@ -204,8 +204,7 @@ func (t *Teams) issue(c *operations.Call, team, inv *core.Record) (Invitation, e
 		App: oneLine(c.App.Settings().Meta.AppName), Team: plain(team.GetString("name"), "a team"), Inviter: plain(nameOf(c.Auth), ""),
 		Role: out.Role, Link: link, ExpiresAt: expires,
 	}
-	c.AfterCommit(func() { t.send(email, m) })
-	return out, nil
+	return out, t.send(c.App, email, m)
 }
 
 // nameOf is what the account calls itself. Its address is nobody's business.

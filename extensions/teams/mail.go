@@ -18,6 +18,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/routine"
 
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/internal/pb"
 )
 
 const mailsTable = "teams_mails"
@@ -96,8 +97,8 @@ func (t *Teams) link(app core.App, token string) string {
 	return address + "#token=" + token
 }
 
-// send mails the invitation in the background, as PocketBase does, so that the answer does not wait for it. It runs after the commit.
-func (t *Teams) send(to string, m Mail) {
+// send mails the invitation in the background once the transaction is committed, so that the answer does not wait for it.
+func (t *Teams) send(tx core.App, to string, m Mail) error {
 	write := t.deps.Message
 	if write == nil {
 		write = message
@@ -109,11 +110,17 @@ func (t *Teams) send(to string, m Mail) {
 		From: mail.Address{Name: meta.SenderName, Address: meta.SenderAddress}, To: []mail.Address{{Address: to}},
 		Subject: oneLine(text.Subject), HTML: text.HTML, Text: text.Plain,
 	}
-	routine.FireAndForget(func() {
-		if err := app.NewMailClient().Send(letter); err != nil {
-			logger.Error("an invitation was not mailed", "error", err)
-		}
+	if t.deps.Mail != nil {
+		return t.deps.Mail(tx, letter, m.ExpiresAt)
+	}
+	pb.AfterCommit(tx, func() {
+		routine.FireAndForget(func() {
+			if err := app.NewMailClient().Send(letter); err != nil {
+				logger.Error("an invitation was not mailed", "error", err)
+			}
+		})
 	})
+	return nil
 }
 
 // postage notes that a mail goes out, unless too many have. It is part of the transaction: a mail that is not sent in the

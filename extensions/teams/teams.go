@@ -17,7 +17,7 @@
 // as whoever sent it may not invite for the role any more.
 //
 // Settings: SATCHEL_TEAMS_*. Tables: teams_tokens, teams_mails. Routes: none of its own, see [Teams.Operations]. Failure
-// modes: a mail that cannot be sent is logged, and the invitation can be sent again.
+// modes: a mail that cannot be sent is tried again until the invitation ends, and the invitation can be sent again.
 package teams
 
 import (
@@ -32,6 +32,7 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/mailer"
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/operations"
@@ -109,6 +110,10 @@ type Deps struct {
 
 	// Message writes the mail of an invitation instead of the built-in text.
 	Message func(m Mail) Text
+
+	// Mail sends a mail in the background if the transaction is committed, and not after until. Without it one attempt is
+	// made.
+	Mail func(tx core.App, m *mailer.Message, until time.Time) error
 }
 
 // Teams is the feature. It is safe for concurrent use.

@@ -40,6 +40,8 @@ const (
 	Idle        Metric = "idleMiB"            // resident
 	Loaded      Metric = "loadedMiB"          // resident, under 64 connections
 	Binary      Metric = "binaryMiB"          // stripped
+	WriterQueue Metric = "p99WithJobsMs"      // p99 of a write while the queue works at full speed
+	IdleCPU     Metric = "idleCpuMs"          // in a second
 )
 
 // title is how a table names the metric, and digits how many decimals it shows.
@@ -79,6 +81,10 @@ func (m Metric) title() (name string, digits int) {
 		return "loaded MiB", 1
 	case Binary:
 		return "binary MiB", 1
+	case WriterQueue:
+		return "write p99 ms, queue running", 2
+	case IdleCPU:
+		return "idle CPU ms/s", 2
 	}
 	return string(m), 2
 }

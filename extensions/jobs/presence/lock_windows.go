@@ -1,4 +1,4 @@
-package runs
+package presence
 
 import (
 	"errors"

@@ -1,6 +1,6 @@
 //go:build !windows
 
-package runs
+package presence
 
 import (
 	"errors"
