@@ -26,6 +26,8 @@ import (
 	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/passkeys"
 	"github.com/satchelbase/satchel/extensions/program"
+	"github.com/satchelbase/satchel/extensions/push"
+	"github.com/satchelbase/satchel/extensions/push/device"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/store"
@@ -45,7 +47,7 @@ func site() fs.FS {
 
 // quietTables are those whose writes change nothing that is remembered of other tables.
 func quietTables() []string {
-	return slices.Concat(changes.Tables(), sync.Tables(), jobs.Tables(), []string{apikeys.Uses, idempotency.Table})
+	return slices.Concat(changes.Tables(), sync.Tables(), jobs.Tables(), device.Tables(), []string{apikeys.Uses, idempotency.Table})
 }
 
 // about is what the program says of itself.
@@ -98,6 +100,7 @@ func newAccounts(cfg account.Config, queue *jobs.Jobs, sess *sessions.Sessions, 
 			{Name: "sessions", Export: login.Export},
 			{Name: "identities", Export: identities.Export},
 			{Name: "passkeys", Export: passkeys.Export},
+			{Name: "push", Export: device.Export},
 			{Name: "audit", Export: audit.ExportAccount},
 		},
 	})
@@ -138,6 +141,17 @@ func newPasskeys(cfg config, pb *pocketbase.PocketBase, sess *sessions.Sessions,
 		PublicURL: cfg.general.PublicURL, Recent: sess.RequireRecent(), Audit: log.Note, Public: program.Files(pb, site()),
 		LastWayIn: identities.LastWayIn(cfg.identities),
 	})
+}
+
+// newPush ties devices to the sessions that they have registered in.
+func newPush(cfg push.Config, deps push.Deps) *push.Push {
+	deps.Topics, deps.Categories = hooks.Topics(), hooks.Categories()
+	deps.Ended, deps.Endings = login.HasEnded, login.Ended
+	deps.Acting = func(e *core.RequestEvent) bool {
+		c := sessions.Current(e)
+		return c != nil && c.Actor != nil
+	}
+	return push.New(cfg, deps)
 }
 
 // sandbox returns a function that opens the program on a copy of the data.

@@ -114,7 +114,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 		health.New(cfg.health, all, admins.May),
 		live.New(cfg.live, clog, live.Deps{Sessions: login.Endings{DB: pb.ConcurrentDB, Table: db.TableVersion}, Channels: hooks.Channels()}).Extension(),
 		syncer.Extension(),
-		push.New(cfg.push, push.Deps{Vault: vault, Audit: log.Note}).Extension(),
+		newPush(cfg.push, push.Deps{Vault: vault, Audit: log.Note}).Extension(),
 		demo.New(),
 		rules.New(sandbox(cfg, pb)),
 		deploy.New(),

@@ -26,6 +26,7 @@ func friends() map[string][]string {
 		"live":          {"rows"},
 		"oauth":         {"sessions"},
 		"operations":    {"audit", "idempotency"},
+		"push":          {"live/channel"},
 		"sessions":      {"audit", "authcache"},
 		"sync":          {"rows", "records/body"},
 	}

@@ -1,7 +1,7 @@
 // Package push sends notifications to devices. This part of it keeps the credentials of the providers and lends their
-// senders; package sender is the interface to them.
+// senders; package sender is the interface to them, and package device knows whom they can reach.
 //
-// Settings: SATCHEL_PUSH_*. Tables: push_credentials. Commands: satchel push. Without credentials it does nothing and costs
+// Settings: SATCHEL_PUSH_*. Tables: push_credentials and those of package device. Commands: satchel push. Without credentials it does nothing and costs
 // nothing. A provider that is down costs its own pushes alone: calls have deadlines and breakers.
 package push
 
@@ -9,21 +9,31 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
+	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/spf13/cobra"
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/internal/outbound"
 	"github.com/satchelbase/satchel/extensions/internal/secret"
+	"github.com/satchelbase/satchel/extensions/live/channel"
 	"github.com/satchelbase/satchel/extensions/push/credentials"
+	"github.com/satchelbase/satchel/extensions/push/device"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 )
 
 // Config is read from SATCHEL_PUSH_*. Credentials are none of it: satchel push connect takes them.
 type Config struct {
 	Concurrency int `env:"CONCURRENCY" default:"500" help:"pushes under way at once, for each platform"`
+
+	Devices      int      `env:"DEVICES" default:"20" help:"devices of one account; beyond, the one that was seen least recently goes"`
+	DeviceTopics int      `env:"DEVICE_TOPICS" default:"100" help:"topics of one device"`
+	Topics       []string `env:"TOPICS" default:"" help:"topics that devices can join, as pattern=join rule; * lets everybody who is signed in; a pattern such as team:{id} gives the rule @request.query.id"`
+	Categories   []string `env:"CATEGORIES" default:"" help:"what people can switch on and off, as name=words: defer (without a word), drop, collapse or always say what becomes of a message in quiet hours or beyond a cap, off makes it silent until it is switched on, and 3/24h is a cap"`
+	Cap          string   `env:"CAP" default:"" help:"how many messages an account gets of all categories together, such as 30/24h; nothing is no cap"`
 
 	APNsEndpoint        string `env:"APNS_ENDPOINT" default:"" help:"development only: address instead of Apple's, such as that of satchel dev stubs"`
 	APNsSandboxEndpoint string `env:"APNS_SANDBOX_ENDPOINT" default:"" help:"development only: the same for apps under development"`
@@ -39,6 +49,15 @@ func (c Config) Validate() error {
 	if c.Concurrency < 1 || c.Concurrency > 5000 {
 		problems = append(problems, errors.New("CONCURRENCY: must be between 1 and 5000"))
 	}
+	if c.Devices < 1 || c.Devices > 1000 {
+		problems = append(problems, errors.New("DEVICES: must be between 1 and 1000"))
+	}
+	if c.DeviceTopics < 0 || c.DeviceTopics > 10_000 {
+		problems = append(problems, errors.New("DEVICE_TOPICS: must be between 0 and 10000"))
+	}
+	if _, err := c.registry(); err != nil {
+		problems = append(problems, err)
+	}
 	for key, address := range map[string]string{
 		"APNS_ENDPOINT": c.APNsEndpoint, "APNS_SANDBOX_ENDPOINT": c.APNsSandboxEndpoint, "FCM_ENDPOINT": c.FCMEndpoint, "EXPO_ENDPOINT": c.ExpoEndpoint,
 	} {
@@ -47,6 +66,34 @@ func (c Config) Validate() error {
 		}
 	}
 	return errors.Join(problems...)
+}
+
+// registry is what the settings say of devices.
+func (c Config) registry() (device.Options, error) {
+	o := device.Options{Devices: c.Devices, Topics: c.DeviceTopics}
+	var problems []error
+	for _, text := range c.Topics {
+		family, err := device.ParseTopic(text)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("TOPICS: %w", err))
+		}
+		o.Families = append(o.Families, family)
+	}
+	for _, text := range c.Categories {
+		category, err := device.ParseCategory(text)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("CATEGORIES: %w", err))
+		}
+		o.Categories = append(o.Categories, category)
+	}
+	if c.Cap != "" {
+		limit, err := device.ParseCap(c.Cap)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("CAP: %w", err))
+		}
+		o.Cap = limit
+	}
+	return o, errors.Join(problems...)
 }
 
 // forDevelopment reports whether anything is set that production must not have.
@@ -77,6 +124,15 @@ type Deps struct {
 
 	// Audit records who did what. Nil: nobody does.
 	Audit func(app core.App, e *core.RequestEvent, action, outcome string, subject *core.Record, details map[string]any) error
+
+	// Ended, Endings and Acting tell of sessions; see [device.Deps].
+	Ended   func(db dbx.Builder, session string) (bool, error)
+	Endings string
+	Acting  func(e *core.RequestEvent) bool
+
+	// Topics and Categories are declared beside those of the settings.
+	Topics     []channel.Channel
+	Categories []device.Category
 }
 
 // Push is the feature at work. It is safe for concurrent use once the server listens.
@@ -84,6 +140,8 @@ type Push struct {
 	cfg    Config
 	deps   Deps
 	keeper *credentials.Keeper
+
+	devices *device.Registry
 }
 
 // New returns the feature. cfg must be valid.
@@ -91,7 +149,10 @@ func New(cfg Config, deps Deps) *Push {
 	if deps.Audit == nil {
 		deps.Audit = func(core.App, *core.RequestEvent, string, string, *core.Record, map[string]any) error { return nil }
 	}
-	return &Push{cfg: cfg, deps: deps, keeper: credentials.New(deps.Vault, credentials.Options{
+	o, _ := cfg.registry() // it was validated
+	o.Families, o.Categories = slices.Concat(deps.Topics, o.Families), slices.Concat(deps.Categories, o.Categories)
+	devices := device.New(o, device.Deps{Vault: deps.Vault, Ended: deps.Ended, Endings: deps.Endings, Acting: deps.Acting})
+	return &Push{cfg: cfg, deps: deps, devices: devices, keeper: credentials.New(deps.Vault, credentials.Options{
 		Size: cfg.Concurrency, APNs: cfg.APNsEndpoint, APNsSandbox: cfg.APNsSandboxEndpoint, FCM: cfg.FCMEndpoint, Expo: cfg.ExpoEndpoint,
 	})}
 }
@@ -101,21 +162,29 @@ func (p *Push) Sender(ctx context.Context, platform sender.Platform) (sender.Sen
 	return p.keeper.Sender(ctx, platform)
 }
 
+// Devices is the registry of devices.
+func (p *Push) Devices() *device.Registry { return p.devices }
+
 // Extension is the feature for the list in main.go.
 func (p *Push) Extension() extensions.Extension {
 	return extensions.Extension{
 		Name:       "push",
 		Settings:   p.cfg,
-		Tables:     []string{credentials.Table},
-		Migrations: []extensions.Migration{extensions.Tables(1795504000, "create_credentials", credentials.Statements(), credentials.Table)},
+		Codes:      device.Codes(),
+		Tables:     append([]string{credentials.Table}, device.Tables()...),
+		Migrations: append([]extensions.Migration{extensions.Tables(1795504000, "create_credentials", credentials.Statements(), credentials.Table)}, device.Migrations(1795505000)...),
+		Bind:       p.devices.Bind,
+		Routes:     p.devices.Routes,
 		Serve: func(h *extensions.Host, _ *core.ServeEvent) error {
-			return p.open(h)
+			return errors.Join(p.open(h), p.devices.Serve(h))
 		},
-		Stop: func(context.Context) error {
+		Start: p.devices.Start,
+		Stop: func(ctx context.Context) error {
 			p.keeper.Close()
-			return nil
+			return p.devices.Stop(ctx)
 		},
-		Checks:   []extensions.Check{{Name: "push", Run: check}},
+		Checks:   []extensions.Check{{Name: "push", Run: check}, {Name: "push devices", Run: p.devices.Check}},
+		Metrics:  p.devices.Metrics(),
 		Commands: func(h *extensions.Host) []*cobra.Command { return []*cobra.Command{p.command(h)} },
 	}
 }
