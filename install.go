@@ -28,6 +28,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/program"
 	"github.com/satchelbase/satchel/extensions/push"
 	"github.com/satchelbase/satchel/extensions/push/device"
+	"github.com/satchelbase/satchel/extensions/push/message"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/store"
@@ -47,7 +48,7 @@ func site() fs.FS {
 
 // quietTables are those whose writes change nothing that is remembered of other tables.
 func quietTables() []string {
-	return slices.Concat(changes.Tables(), sync.Tables(), jobs.Tables(), device.Tables(), []string{apikeys.Uses, idempotency.Table})
+	return slices.Concat(changes.Tables(), sync.Tables(), jobs.Tables(), device.Tables(), message.Tables(), []string{apikeys.Uses, idempotency.Table})
 }
 
 // about is what the program says of itself.
@@ -146,6 +147,7 @@ func newPasskeys(cfg config, pb *pocketbase.PocketBase, sess *sessions.Sessions,
 // newPush ties devices to the sessions that they have registered in.
 func newPush(cfg push.Config, deps push.Deps) *push.Push {
 	deps.Topics, deps.Categories = hooks.Topics(), hooks.Categories()
+	deps.Templates, deps.Triggers, deps.Hints = hooks.Templates(), hooks.Triggers, hooks.Hints()
 	deps.Ended, deps.Endings = login.HasEnded, login.Ended
 	deps.Acting = func(e *core.RequestEvent) bool {
 		c := sessions.Current(e)

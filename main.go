@@ -73,7 +73,9 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 	all := func() []extensions.Extension { return list }
 	groups := teams.New(cfg.teams, teams.Deps{PublicURL: cfg.general.PublicURL, Audit: log.Note, Mail: queue.Mail})
 	accounts := newAccounts(cfg.account, queue, sess, db, log, vault.Key)
-	ops.Add(hooks.Operations(), groups.Operations(), accounts.Operations(), queue.Operations())
+	hub := live.New(cfg.live, clog, live.Deps{Sessions: login.Endings{DB: pb.ConcurrentDB, Table: db.TableVersion}, Channels: hooks.Channels()})
+	pushes := newPush(cfg.push, push.Deps{Vault: vault, Audit: log.Note, Jobs: queue, Log: clog, Live: hub.Sessions, Leader: leader.Alone().Is})
+	ops.Add(hooks.Operations(), groups.Operations(), accounts.Operations(), queue.Operations(), pushes.Operations())
 	list = []extensions.Extension{
 		api.New(cfg.api),
 		logs.New(cfg.logs),
@@ -112,9 +114,9 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 			SuspectWaits: db.SuspectWaits, Healthy: db.Healthy, Unavailable: store.IsUnavailable,
 		}),
 		health.New(cfg.health, all, admins.May),
-		live.New(cfg.live, clog, live.Deps{Sessions: login.Endings{DB: pb.ConcurrentDB, Table: db.TableVersion}, Channels: hooks.Channels()}).Extension(),
+		hub.Extension(),
 		syncer.Extension(),
-		newPush(cfg.push, push.Deps{Vault: vault, Audit: log.Note}).Extension(),
+		pushes.Extension(),
 		demo.New(),
 		rules.New(sandbox(cfg, pb)),
 		deploy.New(),

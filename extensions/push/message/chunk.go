@@ -184,7 +184,7 @@ func (s *shipment) absent(list []device.Device) []device.Device {
 	return s.keep(list, "live", func(d device.Device) bool {
 		is, ok := asked[d.User]
 		if !ok {
-			sessions, connected := s.deps.Live(d.User)
+			sessions, connected := s.deps.Live(d.User.Collection, d.User.ID)
 			is = func(device.Device) bool { return connected }
 			if s.m.Presence == PresenceDevice {
 				is = func(d device.Device) bool {

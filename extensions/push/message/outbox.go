@@ -61,7 +61,7 @@ type Deps struct {
 	Sender func(ctx context.Context, p sender.Platform) (sender.Sender, error)
 
 	// Live returns the sessions with which the account is connected now, and whether it is at all. Nil: it never is.
-	Live func(a device.Account) (sessions []string, connected bool)
+	Live func(collection, id string) (sessions []string, connected bool)
 
 	// Templates are the texts that messages may name.
 	Templates []Template
