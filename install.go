@@ -22,13 +22,15 @@ import (
 	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/jobs"
+	"github.com/satchelbase/satchel/extensions/leader"
+	"github.com/satchelbase/satchel/extensions/live"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/passkeys"
 	"github.com/satchelbase/satchel/extensions/program"
 	"github.com/satchelbase/satchel/extensions/push"
 	"github.com/satchelbase/satchel/extensions/push/device"
-	"github.com/satchelbase/satchel/extensions/push/message"
+	"github.com/satchelbase/satchel/extensions/push/outbox"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/store"
@@ -48,7 +50,7 @@ func site() fs.FS {
 
 // quietTables are those whose writes change nothing that is remembered of other tables.
 func quietTables() []string {
-	return slices.Concat(changes.Tables(), sync.Tables(), jobs.Tables(), device.Tables(), message.Tables(), []string{apikeys.Uses, idempotency.Table})
+	return slices.Concat(changes.Tables(), sync.Tables(), jobs.Tables(), device.Tables(), outbox.Tables(), []string{apikeys.Uses, idempotency.Table})
 }
 
 // about is what the program says of itself.
@@ -144,8 +146,14 @@ func newPasskeys(cfg config, pb *pocketbase.PocketBase, sess *sessions.Sessions,
 	})
 }
 
+// newHub closes the connections of sessions that have ended.
+func newHub(cfg live.Config, pb *pocketbase.PocketBase, db *store.Store, clog *changes.Log) *live.Hub {
+	return live.New(cfg, clog, live.Deps{Sessions: login.Endings{DB: pb.ConcurrentDB, Table: db.TableVersion}, Channels: hooks.Channels()})
+}
+
 // newPush ties devices to the sessions that they have registered in.
-func newPush(cfg push.Config, deps push.Deps) *push.Push {
+func newPush(cfg push.Config, clog *changes.Log, queue *jobs.Jobs, deps push.Deps) *push.Push {
+	deps.Jobs, deps.Log, deps.Leader = queue, clog, leader.Alone().Is
 	deps.Topics, deps.Categories = hooks.Topics(), hooks.Categories()
 	deps.Templates, deps.Triggers, deps.Hints = hooks.Templates(), hooks.Triggers, hooks.Hints()
 	deps.Ended, deps.Endings = login.HasEnded, login.Ended

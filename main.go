@@ -29,7 +29,6 @@ import (
 	"github.com/satchelbase/satchel/extensions/impersonation"
 	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/leader"
-	"github.com/satchelbase/satchel/extensions/live"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
 	"github.com/satchelbase/satchel/extensions/metrics"
@@ -44,7 +43,6 @@ import (
 	"github.com/satchelbase/satchel/extensions/rules"
 	"github.com/satchelbase/satchel/extensions/secrets"
 	"github.com/satchelbase/satchel/extensions/sessions"
-	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
 	"github.com/satchelbase/satchel/extensions/sync"
@@ -73,8 +71,8 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 	all := func() []extensions.Extension { return list }
 	groups := teams.New(cfg.teams, teams.Deps{PublicURL: cfg.general.PublicURL, Audit: log.Note, Mail: queue.Mail})
 	accounts := newAccounts(cfg.account, queue, sess, db, log, vault.Key)
-	hub := live.New(cfg.live, clog, live.Deps{Sessions: login.Endings{DB: pb.ConcurrentDB, Table: db.TableVersion}, Channels: hooks.Channels()})
-	pushes := newPush(cfg.push, push.Deps{Vault: vault, Audit: log.Note, Jobs: queue, Log: clog, Live: hub.Sessions, Leader: leader.Alone().Is})
+	hub := newHub(cfg.live, pb, db, clog)
+	pushes := newPush(cfg.push, clog, queue, push.Deps{Vault: vault, Audit: log.Note, Live: hub.Sessions})
 	ops.Add(hooks.Operations(), groups.Operations(), accounts.Operations(), queue.Operations(), pushes.Operations())
 	list = []extensions.Extension{
 		api.New(cfg.api),

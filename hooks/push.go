@@ -1,7 +1,9 @@
 package hooks
 
 import (
+	"github.com/satchelbase/satchel/extensions/push/hint"
 	"github.com/satchelbase/satchel/extensions/push/message"
+	"github.com/satchelbase/satchel/extensions/push/outbox"
 	"github.com/satchelbase/satchel/extensions/push/template"
 	"github.com/satchelbase/satchel/extensions/push/trigger"
 )
@@ -17,20 +19,20 @@ func Templates() []message.Template {
 
 // Hints say whom a change of a collection concerns, so that apps that are not open sync; this app sends none:
 //
-//	[]message.Hint{{Collection: "tasks", To: func(_ core.App, task *core.Record) (message.To, bool) { … }}}
-func Hints() []message.Hint { return nil }
+//	[]hint.Hint{{Collection: "tasks", To: func(_ core.App, task *core.Record) (message.To, bool) { … }}}
+func Hints() []hint.Hint { return nil }
 
 // Triggers are what happens after records have changed: never in the writer's way, and once for each change.
-func Triggers(outbox *message.Outbox) []trigger.Trigger {
+func Triggers(out *outbox.Outbox) []trigger.Trigger {
 	return []trigger.Trigger{{
-		Name: "messages.notify", Collection: "messages", On: []trigger.Event{trigger.Created},
-		Do: func(c *trigger.Change) error { return notifyRoom(c, outbox) },
+		Name: "messages.notify", Collection: "demo_messages", On: []trigger.Event{trigger.Created},
+		Do: func(c *trigger.Change) error { return notifyRoom(c, out) },
 	}}
 }
 
 // notifyRoom tells the members of a room's team, except the author, of a message in it. The collections are those of
 // `satchel demo`; without them nothing happens.
-func notifyRoom(c *trigger.Change, outbox *message.Outbox) error {
+func notifyRoom(c *trigger.Change, out *outbox.Outbox) error {
 	if problems := c.App.ExpandRecord(c.Record, []string{"room", "author"}, nil); len(problems) > 0 {
 		return nil // the room or the author is gone, and with them the message
 	}
@@ -38,7 +40,7 @@ func notifyRoom(c *trigger.Change, outbox *message.Outbox) error {
 	if room == nil || author == nil {
 		return nil
 	}
-	_, err := outbox.Send(c.App, message.Message{
+	_, err := out.Send(c.App, message.Message{
 		Key: c.Key,
 		To: message.To{Filter: &message.Filter{
 			Collection: "team_members", Account: "user", Where: "team = {:team} && user != {:author}",

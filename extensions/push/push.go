@@ -1,8 +1,8 @@
 // Package push sends notifications to devices. This part of it keeps the credentials of the providers and lends their
-// senders; package sender is the interface to them, package device knows whom they can reach, package message sends and
+// senders; package sender is the interface to them, package device knows whom they can reach, package outbox sends messages and
 // keeps account of what became of it, and package trigger does so when records change.
 //
-// Settings: SATCHEL_PUSH_*. Tables: push_credentials and those of packages device and message. Collection: the inbox, if
+// Settings: SATCHEL_PUSH_*. Tables: push_credentials and those of packages device and outbox. Collection: the inbox, if
 // SATCHEL_PUSH_INBOX names one. Commands: satchel push. Operations: push.send and others. Without credentials and messages
 // it does nothing and costs nothing. A provider that is down costs its own pushes alone: calls have deadlines and breakers.
 package push
@@ -30,7 +30,9 @@ import (
 	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/push/credentials"
 	"github.com/satchelbase/satchel/extensions/push/device"
+	"github.com/satchelbase/satchel/extensions/push/hint"
 	"github.com/satchelbase/satchel/extensions/push/message"
+	"github.com/satchelbase/satchel/extensions/push/outbox"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 	"github.com/satchelbase/satchel/extensions/push/trigger"
 )
@@ -157,8 +159,8 @@ type Deps struct {
 
 	// Templates are texts that messages may name, Triggers what happens when records change, Hints who is told to sync then.
 	Templates []message.Template
-	Triggers  func(outbox *message.Outbox) []trigger.Trigger
-	Hints     []message.Hint
+	Triggers  func(o *outbox.Outbox) []trigger.Trigger
+	Hints     []hint.Hint
 
 	// Ended, Endings and Acting tell of sessions; see [device.Deps].
 	Ended   func(db dbx.Builder, session string) (bool, error)
@@ -177,7 +179,7 @@ type Push struct {
 	keeper *credentials.Keeper
 
 	devices  *device.Registry
-	outbox   *message.Outbox
+	outbox   *outbox.Outbox
 	triggers *trigger.Triggers
 }
 
@@ -192,15 +194,15 @@ func New(cfg Config, deps Deps) *Push {
 	p := &Push{cfg: cfg, deps: deps, devices: devices, keeper: credentials.New(deps.Vault, credentials.Options{
 		Size: cfg.Concurrency, APNs: cfg.APNsEndpoint, APNsSandbox: cfg.APNsSandboxEndpoint, FCM: cfg.FCMEndpoint, Expo: cfg.ExpoEndpoint,
 	})}
-	p.outbox = message.New(message.Config{Keep: cfg.Keep, KeepSums: cfg.KeepMessages, Inbox: cfg.Inbox}, message.Deps{
+	p.outbox = outbox.New(outbox.Config{Keep: cfg.Keep, KeepSums: cfg.KeepMessages, Inbox: cfg.Inbox}, outbox.Deps{
 		Jobs: deps.Jobs, Devices: devices, Vault: deps.Vault, Sender: p.Sender, Live: deps.Live, Templates: deps.Templates,
 	})
 	var list []trigger.Trigger
 	if deps.Triggers != nil {
 		list = deps.Triggers(p.outbox)
 	}
-	for _, hint := range deps.Hints {
-		list = append(list, p.outbox.HintTrigger(hint))
+	for _, h := range deps.Hints {
+		list = append(list, h.Trigger(p.outbox))
 	}
 	p.triggers = trigger.New(trigger.Deps{Jobs: deps.Jobs, Log: deps.Log, Leader: deps.Leader}, list)
 	return p
@@ -215,7 +217,7 @@ func (p *Push) Sender(ctx context.Context, platform sender.Platform) (sender.Sen
 func (p *Push) Devices() *device.Registry { return p.devices }
 
 // Outbox sends messages.
-func (p *Push) Outbox() *message.Outbox { return p.outbox }
+func (p *Push) Outbox() *outbox.Outbox { return p.outbox }
 
 // Operations are those of messages.
 func (p *Push) Operations() []operations.Operation { return p.outbox.Operations() }
@@ -225,9 +227,9 @@ func (p *Push) Extension() extensions.Extension {
 	return extensions.Extension{
 		Name:       "push",
 		Settings:   p.cfg,
-		Codes:      slices.Concat(device.Codes(), message.Codes()),
-		Tables:     slices.Concat([]string{credentials.Table}, device.Tables(), message.Tables()),
-		Migrations: slices.Concat([]extensions.Migration{extensions.Tables(1795504000, "create_credentials", credentials.Statements(), credentials.Table)}, device.Migrations(1795505000), message.Migrations()),
+		Codes:      slices.Concat(device.Codes(), outbox.Codes()),
+		Tables:     slices.Concat([]string{credentials.Table}, device.Tables(), outbox.Tables()),
+		Migrations: slices.Concat([]extensions.Migration{extensions.Tables(1795504000, "create_credentials", credentials.Statements(), credentials.Table)}, device.Migrations(1795505000), outbox.Migrations()),
 		Bind: func(h *extensions.Host) error {
 			return errors.Join(p.devices.Bind(h), p.outbox.Bind(h), p.triggers.Bind(h))
 		},

@@ -16,11 +16,11 @@ import (
 // accountsPage is how many accounts are looked up at a time.
 const accountsPage = 500
 
-// defaultAccounts is the auth collection of users that are named without one.
-const defaultAccounts = "users"
+// DefaultAccounts is the auth collection of users that are named without one.
+const DefaultAccounts = "users"
 
-// checkTarget finds what the target names, so that a mistake is told to who makes it and not to a job.
-func checkTarget(app core.App, to To) error {
+// CheckTarget finds what the target names, so that a mistake is told to who makes it and not to a job.
+func CheckTarget(app core.App, to To) error {
 	switch {
 	case len(to.Users) > 0:
 		_, err := authCollection(app, to.Collection)
@@ -34,7 +34,7 @@ func checkTarget(app core.App, to To) error {
 
 func authCollection(app core.App, name string) (*core.Collection, error) {
 	if name == "" {
-		name = defaultAccounts
+		name = DefaultAccounts
 	}
 	c, err := app.FindCachedCollectionByNameOrId(name)
 	if err != nil || !c.IsAuth() || c.System && c.Name == core.CollectionNameSuperusers {
@@ -123,29 +123,29 @@ func (f *filtered) page(ctx context.Context, app core.App, after string) (list [
 	return list, last, nil
 }
 
-// some returns the next accounts of a target that names any, and the position behind them; it is empty at the end.
-func (to To) some(ctx context.Context, app core.App, after string) (list []device.Account, next string, err error) {
-	if to.Filter != nil {
-		f, err := compileFilter(app, to.Filter)
+// Some returns the next accounts of a target that names any, and the position behind them; it is empty at the end.
+func (t To) Some(ctx context.Context, app core.App, after string) (list []device.Account, next string, err error) {
+	if t.Filter != nil {
+		f, err := compileFilter(app, t.Filter)
 		if err != nil {
 			return nil, "", err
 		}
 		return f.page(ctx, app, after)
 	}
-	c, err := authCollection(app, to.Collection)
+	c, err := authCollection(app, t.Collection)
 	if err != nil {
 		return nil, "", err
 	}
-	from, _ := slices.BinarySearch(to.Users, after+"\x00")
-	users := to.Users[from:min(from+accountsPage, len(to.Users))]
+	from, _ := slices.BinarySearch(t.Users, after+"\x00")
+	users := t.Users[from:min(from+accountsPage, len(t.Users))]
 	for _, id := range users {
 		list = append(list, device.Account{Collection: c.Id, ID: id})
 	}
-	if from+len(users) < len(to.Users) {
+	if from+len(users) < len(t.Users) {
 		next = users[len(users)-1]
 	}
 	return list, next, nil
 }
 
-// byAccounts reports whether the target names accounts; the others name devices.
-func (to To) byAccounts() bool { return to.Filter != nil || len(to.Users) > 0 }
+// ByAccounts reports whether the target names accounts; the others name devices.
+func (t To) ByAccounts() bool { return t.Filter != nil || len(t.Users) > 0 }

@@ -1,3 +1,5 @@
+// Package message is what a notification to many devices says, to whom and when, and all that can be said of it without
+// sending it: whether it is complete, when it is due, and which accounts a target yields. Package outbox sends it.
 package message
 
 import (
@@ -99,15 +101,40 @@ type Filter struct {
 	Account    string         `json:"account,omitempty" maxLength:"100" description:"relation field that names the account"`
 }
 
-// stored is a message as it is kept: with the texts that it had when it was asked for.
+// stored is a message as it is kept.
 type stored struct {
 	Message
 
 	Hint bool `json:"hint,omitempty"`
 }
 
+// Encode is the message as it is kept, the same for the same message, if it is not too long.
+func (m *Message) Encode() (string, error) {
+	spec, err := json.Marshal(stored{*m, m.Hint})
+	if err == nil && len(spec) > maxSpec {
+		err = fmt.Errorf("message: must be at most %d bytes of JSON; use a filter instead of many users", maxSpec)
+	}
+	return string(spec), err
+}
+
+// Decode reads what Encode has made.
+func Decode(spec string) (*Message, error) {
+	var s stored
+	if err := json.Unmarshal([]byte(spec), &s); err != nil {
+		return nil, fmt.Errorf("read message: %w", err)
+	}
+	s.Message.Hint = s.Hint
+	return &s.Message, nil
+}
+
+// Template is texts with a name.
+type Template struct {
+	Name  string
+	Texts template.Texts
+}
+
 // Check tells everything that is wrong with the message but for what the database knows. The texts must be resolved.
-func (m *Message) check(set *template.Set, now time.Time) error {
+func (m *Message) Check(set *template.Set, now time.Time) error {
 	var problems []error
 	add := func(bad bool, format string, args ...any) {
 		if bad {
@@ -141,7 +168,7 @@ func (m *Message) check(set *template.Set, now time.Time) error {
 		return err
 	}
 	if set == nil {
-		return m.notification(template.Text{}, 0).Check()
+		return m.Notification(template.Text{}, "").Check()
 	}
 	if err := set.Check(m.Values); err != nil {
 		return err
@@ -150,7 +177,7 @@ func (m *Message) check(set *template.Set, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	return m.notification(text, 0).Check()
+	return m.Notification(text, "").Check()
 }
 
 func (t To) check() error {
@@ -174,7 +201,7 @@ func (t To) check() error {
 }
 
 // ByLanguage is the texts of the message as it gives them; nil if it gives none.
-func (m *Message) byLanguage() (template.Texts, error) {
+func (m *Message) ByLanguage() (template.Texts, error) {
 	switch {
 	case len(m.Texts) > 0 && (m.Title != "" || m.Body != ""):
 		return nil, errors.New("texts: they exclude title and body, which are those of default")
@@ -186,15 +213,15 @@ func (m *Message) byLanguage() (template.Texts, error) {
 	return nil, nil
 }
 
-// notification is what senders get. id is the number of the message, which collapses repeats of itself after a crash.
-func (m *Message) notification(text template.Text, id int64) *sender.Notification {
+// Notification is what senders get. Without a collapse key of its own it has the one that is given.
+func (m *Message) Notification(text template.Text, collapse string) *sender.Notification {
 	n := &sender.Notification{
 		Title: text.Title, Body: text.Body, Image: m.Image, Data: m.Data, Actions: m.Actions, Badge: m.Badge, Sound: m.Sound, Category: m.Kind,
 		Channel: m.Channel, CollapseKey: m.Collapse, Silent: m.Silent,
 		Priority: map[string]sender.Priority{"high": sender.PriorityHigh, "normal": sender.PriorityNormal, "low": sender.PriorityLow}[m.Priority],
 	}
-	if n.CollapseKey == "" && id != 0 {
-		n.CollapseKey = format(id)
+	if n.CollapseKey == "" {
+		n.CollapseKey = collapse
 	}
 	switch {
 	case m.TTL < 0:
@@ -225,8 +252,8 @@ const (
 	latest   = 12 * time.Hour
 )
 
-// due is when the message is to be fanned out.
-func (m *Message) due(now time.Time) time.Time {
+// Due is when the message is to be fanned out.
+func (m *Message) Due(now time.Time) time.Time {
 	switch {
 	case m.SendAt != nil:
 		return *m.SendAt
@@ -239,16 +266,16 @@ func (m *Message) due(now time.Time) time.Time {
 	return now
 }
 
-// ends is when the message makes no sense any more, wherever the device is.
-func (m *Message) ends(due time.Time) time.Time {
+// Ends is when the message makes no sense any more, wherever the device is.
+func (m *Message) Ends(due time.Time) time.Time {
 	if m.LocalAt != "" {
 		due = due.Add(earliest + latest)
 	}
 	return due.Add(m.lifetime())
 }
 
-// at is when a device in the zone gets it; the zero time is at once.
-func (m *Message) at(zone string) time.Time {
+// At is when a device in the zone gets it; the zero time is at once.
+func (m *Message) At(zone string) time.Time {
 	if m.LocalAt == "" {
 		return time.Time{}
 	}
@@ -269,8 +296,8 @@ func wall(text string, in *time.Location) (time.Time, error) {
 	return time.ParseInLocation(layout[:min(len(text), len(layout))], text, in)
 }
 
-// fields names the members of the message that hold what was asked for, for the audit.
-func (t To) kind() string {
+// Kind is the word for the target in lists.
+func (t To) Kind() string {
 	switch {
 	case t.All:
 		return "all"
@@ -282,8 +309,8 @@ func (t To) kind() string {
 	return "users"
 }
 
-// clean removes the doubles of users.
-func (t To) clean() To {
+// Clean removes the doubles of users.
+func (t To) Clean() To {
 	if len(t.Users) > 0 {
 		seen := make(map[string]struct{}, len(t.Users))
 		for _, id := range t.Users {
@@ -292,4 +319,18 @@ func (t To) clean() To {
 		t.Users = slices.Sorted(maps.Keys(seen))
 	}
 	return t
+}
+
+// Urgency is the priority of the jobs: a message that is in no hurry waits for others, and those to many devices do not hold
+// up those to few.
+func (m *Message) Urgency() int {
+	switch {
+	case m.Hint, m.Priority == "low":
+		return 7
+	case m.Priority == "high":
+		return 3
+	case m.To.All || m.To.Topic != "" || m.To.Filter != nil:
+		return 6
+	}
+	return 5
 }

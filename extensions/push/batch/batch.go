@@ -1,4 +1,6 @@
-package message
+// Package batch joins what many goroutines want to write at about the same time into one transaction, which costs much less
+// than one for each.
+package batch
 
 import (
 	"sync"
@@ -13,31 +15,32 @@ const (
 	writeWithin = 50 * time.Millisecond
 )
 
-// batch is results that are written together, and what goes with them.
-type batch struct {
-	rows []result
-	also func(tx core.App) error // nil is nothing
+// Batch is rows that are written together, and what goes with them.
+type Batch[R any] struct {
+	Rows []R
+	Also func(tx core.App) error // nil is nothing
 	done chan error
 }
 
-// writer joins the results of chunks that end at about the same time: a transaction for each of many small messages would
-// cost more than sending them. It writes at once when everybody who works waits for it. It needs no start and no stop.
-type writer struct {
-	save func(list []*batch) error
+// Writer joins batches. It writes at once when everybody who works waits for it. It needs no start and no stop, and is safe
+// for concurrent use; Save is set before that.
+type Writer[R any] struct {
+	Save func(list []*Batch[R]) error
 
 	mu      sync.Mutex
-	pending []*batch
+	pending []*Batch[R]
 	rows    int
-	working int // chunks that may bring more
+	working int // who may bring more
 	waiting int // of them, those that wait
 	writing bool
 	kick    chan struct{}
 }
 
-// enter says that a chunk is at work, and leave that it is not any more.
-func (w *writer) enter() { w.mu.Lock(); w.working++; w.mu.Unlock() }
+// Enter says that somebody is at work who may bring batches.
+func (w *Writer[R]) Enter() { w.mu.Lock(); w.working++; w.mu.Unlock() }
 
-func (w *writer) leave() {
+// Leave says that somebody is not any more.
+func (w *Writer[R]) Leave() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.working--
@@ -45,7 +48,7 @@ func (w *writer) leave() {
 }
 
 // look wakes the goroutine that writes when there is nothing to wait for. The caller holds the lock.
-func (w *writer) look() {
+func (w *Writer[R]) look() {
 	if w.writing && len(w.pending) > 0 && (w.rows >= maxRows || w.waiting >= w.working) {
 		select {
 		case w.kick <- struct{}{}:
@@ -54,9 +57,9 @@ func (w *writer) look() {
 	}
 }
 
-// add hands a batch over. The error of the transaction arrives at its channel.
-func (w *writer) add(rows []result, also func(tx core.App) error) *batch {
-	b := &batch{rows, also, make(chan error, 1)}
+// Add hands a batch over. The error of the transaction arrives at its channel.
+func (w *Writer[R]) Add(rows []R, also func(tx core.App) error) *Batch[R] {
+	b := &Batch[R]{rows, also, make(chan error, 1)}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.pending = append(w.pending, b)
@@ -69,8 +72,8 @@ func (w *writer) add(rows []result, also func(tx core.App) error) *batch {
 	return b
 }
 
-// wait returns how the batches ended. The caller is at work.
-func (w *writer) wait(batches ...*batch) (err error) {
+// Wait returns how the batches ended. The caller is at work.
+func (w *Writer[R]) Wait(batches ...*Batch[R]) (err error) {
 	w.mu.Lock()
 	w.waiting++
 	w.look()
@@ -87,7 +90,7 @@ func (w *writer) wait(batches ...*batch) (err error) {
 }
 
 // write writes until there is nothing left.
-func (w *writer) write() {
+func (w *Writer[R]) write() {
 	timer := time.NewTimer(writeWithin)
 	defer timer.Stop()
 	for {
@@ -100,7 +103,7 @@ func (w *writer) write() {
 		list := w.take()
 		w.mu.Unlock()
 		if len(list) > 0 {
-			err := w.save(list)
+			err := w.Save(list)
 			for _, b := range list {
 				b.done <- err
 			}
@@ -117,10 +120,10 @@ func (w *writer) write() {
 }
 
 // take removes the batches of the next transaction.
-func (w *writer) take() []*batch {
+func (w *Writer[R]) take() []*Batch[R] {
 	n, rows := 0, 0
-	for n < len(w.pending) && (n == 0 || rows+len(w.pending[n].rows) <= maxRows) {
-		rows += len(w.pending[n].rows)
+	for n < len(w.pending) && (n == 0 || rows+len(w.pending[n].Rows) <= maxRows) {
+		rows += len(w.pending[n].Rows)
 		n++
 	}
 	list := w.pending[:n:n]

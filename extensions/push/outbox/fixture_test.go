@@ -1,4 +1,4 @@
-package message_test
+package outbox_test
 
 import (
 	"encoding/json"
@@ -26,9 +26,8 @@ import (
 	"github.com/satchelbase/satchel/extensions/push"
 	sut "github.com/satchelbase/satchel/extensions/push/apns"
 	"github.com/satchelbase/satchel/extensions/push/credentials"
-	"github.com/satchelbase/satchel/extensions/push/device"
 	expoSender "github.com/satchelbase/satchel/extensions/push/expo"
-	"github.com/satchelbase/satchel/extensions/push/message"
+	"github.com/satchelbase/satchel/extensions/push/outbox"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
 )
@@ -71,7 +70,7 @@ func start(t testing.TB, o options) *fixture {
 	if err := os.WriteFile(ca, authority.PEM(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	db, err := store.Open(settings.Defaults[store.Config](), store.Options{Quiet: append(jobs.Tables(), message.Tables()...)})
+	db, err := store.Open(settings.Defaults[store.Config](), store.Options{Quiet: append(jobs.Tables(), outbox.Tables()...)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,18 +178,18 @@ func decode(t testing.TB, r apptest.Response, out any) apptest.Response {
 	return r
 }
 
-func (f *fixture) send(t testing.TB, in map[string]any) message.Sent {
+func (f *fixture) send(t testing.TB, in map[string]any) outbox.Sent {
 	t.Helper()
-	var sent message.Sent
+	var sent outbox.Sent
 	if r := f.operation(t, "push.send", in, &sent); r.Status != http.StatusOK {
 		t.Fatalf("send: %d %s", r.Status, r.Body)
 	}
 	return sent
 }
 
-func (f *fixture) show(t testing.TB, id string) message.View {
+func (f *fixture) show(t testing.TB, id string) outbox.View {
 	t.Helper()
-	var v message.View
+	var v outbox.View
 	r := decode(t, f.Do(t, apptest.Request{Path: "/api/v1/operations/push.message?id=" + id, Token: f.root}), &v)
 	if r.Status != http.StatusOK {
 		t.Fatalf("show: %d %s", r.Status, r.Body)
@@ -199,12 +198,12 @@ func (f *fixture) show(t testing.TB, id string) message.View {
 }
 
 // done waits until the message is sent and returns its totals.
-func (f *fixture) done(t testing.TB, id string) message.Totals {
+func (f *fixture) done(t testing.TB, id string) outbox.Totals {
 	t.Helper()
-	var v message.View
+	var v outbox.View
 	await(t, "the end of message "+id, func() bool {
 		v = f.show(t, id)
-		return v.State == message.Done
+		return v.State == outbox.Done
 	})
 	if v.Totals.Queued != 0 {
 		t.Errorf("a message that is done has deliveries without an end: %+v", v.Totals)
@@ -249,13 +248,4 @@ func (f *fixture) hurry(t testing.TB, kind string) time.Time {
 		t.Fatal(err)
 	}
 	return time.UnixMilli(due)
-}
-
-func account(f *fixture, t testing.TB, id string) device.Account {
-	t.Helper()
-	users, err := f.FindCollectionByNameOrId("users")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return device.Account{Collection: users.Id, ID: id}
 }

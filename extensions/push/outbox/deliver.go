@@ -1,4 +1,4 @@
-package message
+package outbox
 
 import (
 	"cmp"
@@ -12,10 +12,13 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/jobs"
+	"github.com/satchelbase/satchel/extensions/push/batch"
 	"github.com/satchelbase/satchel/extensions/push/credentials"
 	"github.com/satchelbase/satchel/extensions/push/device"
+	"github.com/satchelbase/satchel/extensions/push/message"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 	"github.com/satchelbase/satchel/extensions/push/template"
+	"github.com/satchelbase/satchel/extensions/push/track"
 )
 
 // dataKey is where the app finds the signed delivery in the data of a push, to say that it was opened.
@@ -63,7 +66,7 @@ func (s *shipment) pack(devices []device.Device) ([]parcel, error) {
 		p := &parcels[len(parcels)-1]
 		push := sender.Push{Target: target, Notification: n}
 		if !s.m.Hint {
-			push.Data = map[string]string{dataKey: s.sign(s.row.ID, d.ID, d.User)}
+			push.Data = map[string]string{dataKey: track.Signer{Vault: s.deps.Vault}.Sign(s.row.ID, d.ID, d.User)}
 		}
 		p.devices, p.pushes = append(p.devices, d), append(p.pushes, push)
 	}
@@ -72,7 +75,7 @@ func (s *shipment) pack(devices []device.Device) ([]parcel, error) {
 
 // renderer makes one notification for each text that receivers get.
 func (s *shipment) renderer() (func(locale string) (*sender.Notification, error), error) {
-	texts, err := s.m.byLanguage()
+	texts, err := s.m.ByLanguage()
 	if err != nil {
 		return nil, err
 	}
@@ -98,7 +101,7 @@ func (s *shipment) renderer() (func(locale string) (*sender.Notification, error)
 				return nil, err
 			}
 		}
-		n := s.m.notification(text, s.row.ID)
+		n := s.m.Notification(text, format(s.row.ID))
 		if n.TTL > 0 { // what has waited here need not wait as long there
 			n.TTL = max(min(n.TTL, remaining), time.Second)
 		}
@@ -131,7 +134,7 @@ func (s *shipment) send(p parcel) []result {
 		if !a.At.IsZero() {
 			r.since = a.At
 		}
-		if s.m.Silent || s.m.Quiet == Ignore {
+		if s.m.Silent || s.m.Quiet == message.Ignore {
 			r.account = device.Account{} // it does not count for caps
 		}
 		results[i] = r
@@ -162,14 +165,14 @@ func (s *shipment) judge(a sender.Result) int {
 }
 
 // save writes batches in one transaction.
-func (o *Outbox) save(list []*batch) error {
+func (o *Outbox) save(list []*batch.Batch[result]) error {
 	err := o.app.RunInTransaction(func(tx core.App) error {
 		var rows []any
 		var receipts []result
 		now := o.now()
 		heard := map[string][]device.Account{} // by category
 		for _, b := range list {
-			for _, r := range b.rows {
+			for _, r := range b.Rows {
 				rows = append(rows, []any{r.message, r.device, r.state, r.attempts, r.code, r.provider, string(r.platform)})
 				switch {
 				case r.state == dead:
@@ -198,8 +201,8 @@ func (o *Outbox) save(list []*batch) error {
 			return err
 		}
 		for _, b := range list {
-			if b.also != nil {
-				if err := b.also(tx); err != nil {
+			if b.Also != nil {
+				if err := b.Also(tx); err != nil {
 					return err
 				}
 			}

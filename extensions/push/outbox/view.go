@@ -1,4 +1,4 @@
-package message
+package outbox
 
 import (
 	"encoding/json"
@@ -13,6 +13,7 @@ import (
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/operations"
+	"github.com/satchelbase/satchel/extensions/push/message"
 	"github.com/satchelbase/satchel/extensions/push/template"
 )
 
@@ -200,7 +201,7 @@ type Preview struct {
 }
 
 func (o *Outbox) preview(in preview) (Preview, error) {
-	m := Message{Title: in.Title, Body: in.Body, Texts: in.Texts, Template: in.Template}
+	m := message.Message{Title: in.Title, Body: in.Body, Texts: in.Texts, Template: in.Template}
 	set, err := o.resolve(&m)
 	if err == nil && set == nil {
 		err = errors.New("texts: there is nothing to show")
@@ -220,13 +221,13 @@ func (o *Outbox) Operations() []operations.Operation {
 	callers := operations.Callers{Collections: []string{}, Role: "operator", Scope: true}
 	readers := operations.Callers{Collections: []string{}, Role: "viewer", Scope: true}
 	return []operations.Operation{
-		operations.Define(operations.Spec[Message, Sent]{
+		operations.Define(operations.Spec[message.Message, Sent]{
 			Name: "push.send", Summary: "Send a notification to users, to the accounts of a filter, to a topic or to all", KeyOptional: true, Callers: callers,
 			Audit: []string{"key", "category", "template"}, Codes: []*extensions.Code{ErrKeyReused},
-			Do: func(c *operations.Call, in Message) (Sent, error) {
+			Do: func(c *operations.Call, in message.Message) (Sent, error) {
 				sent, err := o.Send(c.App, in)
 				c.Detail("message", sent.ID)
-				c.Detail("target", in.To.kind())
+				c.Detail("target", in.To.Kind())
 				return sent, err
 			},
 		}),

@@ -1,4 +1,4 @@
-package message
+package outbox
 
 import (
 	"context"
@@ -13,7 +13,9 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/jobs"
+	"github.com/satchelbase/satchel/extensions/push/batch"
 	"github.com/satchelbase/satchel/extensions/push/device"
+	"github.com/satchelbase/satchel/extensions/push/message"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 )
 
@@ -61,7 +63,7 @@ type shipment struct {
 	ctx      context.Context //nolint:containedctx // of this attempt alone
 	id       int64           // of the chunk
 	row      *row
-	m        *Message
+	m        *message.Message
 	attempt  int
 	collapse string // what it has waited with
 	begun    time.Time
@@ -75,8 +77,8 @@ func (o *Outbox) sendChunk(ctx context.Context, job *jobs.Job, in chunk) error {
 	if err != nil {
 		return jobs.Permanent(err)
 	}
-	o.writer.enter()
-	defer o.writer.leave()
+	o.writer.Enter()
+	defer o.writer.Leave()
 	s, err := o.load(ctx, id)
 	if err != nil || s == nil {
 		return err
@@ -177,7 +179,7 @@ func (s *shipment) choose() ([]device.Device, error) {
 
 // absent leaves out who has the app open.
 func (s *shipment) absent(list []device.Device) []device.Device {
-	if s.deps.Live == nil || s.m.Presence == PresenceIgnore {
+	if s.deps.Live == nil || s.m.Presence == message.PresenceIgnore {
 		return list
 	}
 	asked := map[device.Account]func(d device.Device) bool{}
@@ -186,7 +188,7 @@ func (s *shipment) absent(list []device.Device) []device.Device {
 		if !ok {
 			sessions, connected := s.deps.Live(d.User.Collection, d.User.ID)
 			is = func(device.Device) bool { return connected }
-			if s.m.Presence == PresenceDevice {
+			if s.m.Presence == message.PresenceDevice {
 				is = func(d device.Device) bool {
 					for _, id := range sessions {
 						if id != "" && id == d.Session {
@@ -217,7 +219,7 @@ func (s *shipment) keep(list []device.Device, code string, want func(d device.De
 
 // willing asks for the wishes of the receivers. Those who want it later get a chunk of their own.
 func (s *shipment) willing(list []device.Device) ([]device.Device, error) {
-	if s.m.Quiet == Ignore || s.m.Silent || len(list) == 0 {
+	if s.m.Quiet == message.Ignore || s.m.Silent || len(list) == 0 {
 		return list, nil
 	}
 	seen := map[device.Account]bool{}
@@ -240,7 +242,7 @@ func (s *shipment) willing(list []device.Device) ([]device.Device, error) {
 		switch {
 		case v.Send:
 			out = append(out, d)
-		case v.Defer.IsZero() || s.m.Quiet == Drop || v.Defer.UnixMilli() >= s.row.EndsAt:
+		case v.Defer.IsZero() || s.m.Quiet == message.Drop || v.Defer.UnixMilli() >= s.row.EndsAt:
 			s.decide(d.ID, skipped, v.Reason)
 		default:
 			later[v.Defer] = append(later[v.Defer], d.ID)
@@ -248,7 +250,7 @@ func (s *shipment) willing(list []device.Device) ([]device.Device, error) {
 		}
 	}
 	collapse := ""
-	if s.m.Quiet == Collapse || waits {
+	if s.m.Quiet == message.Collapse || waits {
 		collapse = s.group()
 	}
 	return out, s.postpone(later, out, collapse)
@@ -283,7 +285,7 @@ func (s *shipment) postpone(later map[time.Time][]string, now []device.Device, c
 		if err != nil || n == 0 { // cancelled
 			return err
 		}
-		return s.chunks(tx, s.row.ID, s.m.urgency(), later, collapse)
+		return s.chunks(tx, s.row.ID, s.m.Urgency(), later, collapse)
 	})
 	if err != nil {
 		return fmt.Errorf("postpone deliveries: %w", err)
@@ -334,7 +336,7 @@ func (s *shipment) ship(devices []device.Device) (wait time.Duration, err error)
 	if err != nil {
 		return 0, err
 	}
-	var batches []*batch
+	var batches []*batch.Batch[result]
 	again := false
 	for i, p := range parcels {
 		results := s.send(p)
@@ -347,26 +349,26 @@ func (s *shipment) ship(devices []device.Device) (wait time.Duration, err error)
 		if i == len(parcels)-1 && !again {
 			return 0, s.end(batches, append(s.decided, results...))
 		}
-		batches = append(batches, s.writer.add(results, nil))
+		batches = append(batches, s.writer.Add(results, nil))
 	}
 	if !again {
 		return 0, s.end(batches, s.decided)
 	}
-	batches = append(batches, s.writer.add(s.decided, nil))
-	if err := s.writer.wait(batches...); err != nil {
+	batches = append(batches, s.writer.Add(s.decided, nil))
+	if err := s.writer.Wait(batches...); err != nil {
 		return 0, err
 	}
 	return max(wait, backoff(s.attempt)), nil
 }
 
 // end writes the last results once the others are written, and removes the chunk with them.
-func (s *shipment) end(batches []*batch, last []result) error {
+func (s *shipment) end(batches []*batch.Batch[result], last []result) error {
 	if len(batches) > 0 {
-		if err := s.writer.wait(batches...); err != nil {
+		if err := s.writer.Wait(batches...); err != nil {
 			return err
 		}
 	}
-	return s.writer.wait(s.writer.add(last, func(tx core.App) error {
+	return s.writer.Wait(s.writer.Add(last, func(tx core.App) error {
 		if _, err := exec(tx, `DELETE FROM `+chunksTable+` WHERE id = {:id}`, dbx.Params{"id": s.id}); err != nil {
 			return fmt.Errorf("end chunk: %w", err)
 		}

@@ -1,4 +1,4 @@
-// Package message sends a notification to many devices and knows what became of it on each.
+// Package outbox sends a notification to many devices and knows what became of it on each.
 //
 // A message is a row that is written in the transaction of whatever asks for it. A job fans it out: page by page, in one
 // transaction each, it writes a delivery for every device and asks for a job that sends to a chunk of up to [chunkSize].
@@ -9,13 +9,12 @@
 //
 // Every delivery ends: accepted, dead, rejected, failed, expired, skipped, collapsed or stopped. When the last chunk is
 // done, the message is, and has its totals.
-package message
+package outbox
 
 import (
 	"context"
 	"crypto/sha256"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -29,7 +28,10 @@ import (
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/internal/secret"
 	"github.com/satchelbase/satchel/extensions/jobs"
+	"github.com/satchelbase/satchel/extensions/push/batch"
 	"github.com/satchelbase/satchel/extensions/push/device"
+	"github.com/satchelbase/satchel/extensions/push/inbox"
+	"github.com/satchelbase/satchel/extensions/push/message"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 	"github.com/satchelbase/satchel/extensions/push/template"
 )
@@ -64,13 +66,7 @@ type Deps struct {
 	Live func(collection, id string) (sessions []string, connected bool)
 
 	// Templates are the texts that messages may name.
-	Templates []Template
-}
-
-// Template is texts with a name.
-type Template struct {
-	Name  string
-	Texts template.Texts
+	Templates []message.Template
 }
 
 // Outbox is the feature. It is safe for concurrent use once it is open.
@@ -79,7 +75,8 @@ type Outbox struct {
 	deps      Deps
 	templates map[string]template.Texts
 	numbers   numbers
-	writer    writer
+	writer    batch.Writer[result]
+	inbox     *inbox.Inbox
 	now       func() time.Time
 	app       core.App
 	log       *slog.Logger
@@ -87,11 +84,14 @@ type Outbox struct {
 
 // New returns an outbox and declares its jobs.
 func New(cfg Config, deps Deps) *Outbox {
-	o := &Outbox{cfg: cfg, deps: deps, templates: map[string]template.Texts{}, now: time.Now, log: slog.New(slog.DiscardHandler)}
-	o.writer.save = o.save
+	o := &Outbox{cfg: cfg, deps: deps, templates: map[string]template.Texts{}, now: time.Now, inbox: inbox.New(cfg.Inbox, deps.Devices), log: slog.New(slog.DiscardHandler)}
+	o.writer.Save = o.save
 	deps.Jobs.Add(o.kinds()...)
 	return o
 }
+
+// PrepareInbox makes the collection of the inbox if it is wanted and not there.
+func (o *Outbox) PrepareInbox(app core.App) error { return o.inbox.Prepare(app) }
 
 // Bind tells the outbox its application. Templates with mistakes stop the program.
 func (o *Outbox) Bind(h *extensions.Host) error {
@@ -114,32 +114,29 @@ type Sent struct {
 
 // Send asks for a message in the transaction of tx if it is one: it is sent if that is committed. What is wrong with it is a
 // [api.Problem].
-func (o *Outbox) Send(tx core.App, m Message) (Sent, error) {
+func (o *Outbox) Send(tx core.App, m message.Message) (Sent, error) {
 	now := o.now()
-	m.To = m.To.clean()
+	m.To = m.To.Clean()
 	set, err := o.resolve(&m)
 	if err != nil {
 		return Sent{}, invalid(err)
 	}
-	if err := m.check(set, now); err != nil {
+	if err := m.Check(set, now); err != nil {
 		return Sent{}, invalid(err)
 	}
 	if m.Inbox && o.cfg.Inbox == "" {
 		return Sent{}, invalid(errors.New("inbox: there is none; see SATCHEL_PUSH_INBOX"))
 	}
-	if err := checkTarget(tx, m.To); err != nil {
+	if err := message.CheckTarget(tx, m.To); err != nil {
 		return Sent{}, invalid(err)
 	}
-	spec, err := json.Marshal(stored{m, m.Hint})
+	spec, err := m.Encode()
 	if err != nil {
-		return Sent{}, fmt.Errorf("encode message: %w", err)
-	}
-	if len(spec) > maxSpec {
-		return Sent{}, invalid(fmt.Errorf("message: must be at most %d bytes of JSON; use a filter instead of many users", maxSpec))
+		return Sent{}, invalid(err)
 	}
 	var sent Sent
 	err = tx.RunInTransaction(func(tx core.App) error {
-		sent, err = o.insert(tx, &m, string(spec), now)
+		sent, err = o.insert(tx, &m, spec, now)
 		return err
 	})
 	return sent, err
@@ -147,8 +144,8 @@ func (o *Outbox) Send(tx core.App, m Message) (Sent, error) {
 
 // resolve puts the texts of a template in, so that a queued message does not change with the program, and compiles them. A
 // message without texts has no set.
-func (o *Outbox) resolve(m *Message) (*template.Set, error) {
-	texts, err := m.byLanguage()
+func (o *Outbox) resolve(m *message.Message) (*template.Set, error) {
+	texts, err := m.ByLanguage()
 	if err != nil {
 		return nil, err
 	}
@@ -171,8 +168,8 @@ func invalid(err error) error {
 	return api.InvalidBody(api.FieldError{Field: "message", Code: api.ErrValidation.Name, Message: err.Error()})
 }
 
-func (o *Outbox) insert(tx core.App, m *Message, spec string, now time.Time) (Sent, error) {
-	due := m.due(now)
+func (o *Outbox) insert(tx core.App, m *message.Message, spec string, now time.Time) (Sent, error) {
+	due := m.Due(now)
 	if due.Before(now) {
 		due = now
 	}
@@ -180,8 +177,8 @@ func (o *Outbox) insert(tx core.App, m *Message, spec string, now time.Time) (Se
 	n, err := exec(tx, `INSERT INTO `+messagesTable+` (id, key, digest, state, spec, target, category, due_at, ends_at, created_at)
 		VALUES ({:id}, {:key}, {:digest}, {:state}, {:spec}, {:target}, {:category}, {:due}, {:ends}, {:now})
 		ON CONFLICT (key) WHERE key <> '' DO NOTHING`, dbx.Params{
-		"id": id, "key": m.Key, "digest": sum[:], "state": scheduled, "spec": spec, "target": m.To.kind(), "category": m.Category,
-		"due": due.UnixMilli(), "ends": m.ends(due).UnixMilli(), "now": now.UnixMilli(),
+		"id": id, "key": m.Key, "digest": sum[:], "state": scheduled, "spec": spec, "target": m.To.Kind(), "category": m.Category,
+		"due": due.UnixMilli(), "ends": m.Ends(due).UnixMilli(), "now": now.UnixMilli(),
 	})
 	if err != nil {
 		return Sent{}, fmt.Errorf("keep message: %w", err)
@@ -189,7 +186,7 @@ func (o *Outbox) insert(tx core.App, m *Message, spec string, now time.Time) (Se
 	if n == 0 {
 		return repeated(tx, m.Key, sum)
 	}
-	job, err := o.deps.Jobs.Enqueue(tx, fanoutKind, fanout{Message: format(id)}, jobs.Options{At: due, Priority: m.urgency()})
+	job, err := o.deps.Jobs.Enqueue(tx, fanoutKind, fanout{Message: format(id)}, jobs.Options{At: due, Priority: m.Urgency()})
 	if err != nil {
 		return Sent{}, err
 	}
@@ -210,19 +207,6 @@ func repeated(tx core.App, key string, sum [sha256.Size]byte) (Sent, error) {
 		return Sent{}, api.Fail(ErrKeyReused, "the message with this key says something else")
 	}
 	return Sent{ID: format(r.ID), DueAt: time.UnixMilli(r.DueAt).UTC(), Duplicate: true}, nil
-}
-
-// urgency lets a message that is in no hurry wait for others; those to many devices do not hold up those to few.
-func (m *Message) urgency() int {
-	switch {
-	case m.Hint, m.Priority == "low":
-		return 7
-	case m.Priority == "high":
-		return 3
-	case m.To.All || m.To.Topic != "" || m.To.Filter != nil:
-		return 6
-	}
-	return 0
 }
 
 // Cancel stops a message. Pushes that are under way end as they would.

@@ -1,4 +1,4 @@
-package message
+package outbox
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/push/device"
+	"github.com/satchelbase/satchel/extensions/push/message"
 )
 
 const (
@@ -34,10 +35,14 @@ const (
 // kinds are the jobs.
 func (o *Outbox) kinds() []jobs.Kind {
 	return []jobs.Kind{
-		jobs.Define(jobs.Spec[fanout]{Kind: fanoutKind, Queue: Queue, Priority: 4, Attempts: attempts, FirstWait: time.Second, LongestWait: 10 * time.Minute,
-			Timeout: jobs.NoTimeout, Resumable: true, Work: o.fanOut}),
-		jobs.Define(jobs.Spec[chunk]{Kind: chunkKind, Queue: Queue, Attempts: attempts, FirstWait: firstWait, LongestWait: longestWait,
-			Timeout: 10 * time.Minute, Work: o.sendChunk}),
+		jobs.Define(jobs.Spec[fanout]{
+			Kind: fanoutKind, Queue: Queue, Priority: 4, Attempts: attempts, FirstWait: time.Second, LongestWait: 10 * time.Minute,
+			Timeout: jobs.NoTimeout, Resumable: true, Work: o.fanOut,
+		}),
+		jobs.Define(jobs.Spec[chunk]{
+			Kind: chunkKind, Queue: Queue, Attempts: attempts, FirstWait: firstWait, LongestWait: longestWait,
+			Timeout: 10 * time.Minute, Work: o.sendChunk,
+		}),
 		jobs.Define(jobs.Spec[receipts]{Kind: receiptKind, Queue: Queue, Priority: 8, Attempts: 5, FirstWait: time.Minute, Work: o.fetchReceipts}),
 		jobs.Define(jobs.Spec[struct{}]{Kind: sweepKind, Queue: Queue, Priority: 9, Attempts: 1, Timeout: 10 * time.Minute, Cron: "*/5 * * * *", Work: o.sweep}),
 	}
@@ -111,7 +116,7 @@ type fan struct {
 	*Outbox
 
 	id       int64
-	m        *Message
+	m        *message.Message
 	ends     time.Time
 	audience device.Audience
 
@@ -124,14 +129,14 @@ type fan struct {
 
 // page does the next devices, in a transaction, and reports whether there are more.
 func (f *fan) page(ctx context.Context, job *jobs.Job, at *position) (more bool, err error) {
-	if f.m.To.byAccounts() && (!f.loaded || f.from != at.At) {
-		if f.accounts, f.next, err = f.m.To.some(ctx, f.app, at.At); err != nil {
+	if f.m.To.ByAccounts() && (!f.loaded || f.from != at.At) {
+		if f.accounts, f.next, err = f.m.To.Some(ctx, f.app, at.At); err != nil {
 			return false, err
 		}
 		f.loaded, f.from, f.audience = true, at.At, device.Audience{Accounts: f.accounts}
 	}
 	var list []device.Device
-	if !f.m.To.byAccounts() || len(f.accounts) > 0 {
+	if !f.m.To.ByAccounts() || len(f.accounts) > 0 {
 		if list, err = f.deps.Devices.List(ctx, f.app, f.audience, at.Device, chunkSize); err != nil {
 			return false, err
 		}
@@ -170,7 +175,7 @@ func (f *fan) write(tx core.App, list []device.Device, first bool) error {
 		return errors.Join(err, errStopped)
 	}
 	if f.m.Inbox {
-		if err := f.deliverInbox(tx, f.id, f.m, f.receivers(list, first)); err != nil {
+		if err := f.inbox.Deliver(tx, format(f.id), f.m, f.receivers(list, first)); err != nil {
 			return err
 		}
 	}
@@ -197,20 +202,20 @@ func (f *fan) write(tx core.App, list []device.Device, first bool) error {
 	byTime := map[time.Time][]string{}
 	for _, d := range list {
 		if fresh[d.ID] {
-			at := f.m.at(d.TimeZone)
+			at := f.m.At(d.TimeZone)
 			if !at.After(now) {
 				at = time.Time{}
 			}
 			byTime[at] = append(byTime[at], d.ID)
 		}
 	}
-	return f.chunks(tx, f.id, f.m.urgency(), byTime, "")
+	return f.chunks(tx, f.id, f.m.Urgency(), byTime, "")
 }
 
 // receivers are the accounts whose inbox gets an entry: those that the target names, also without a device, and else those
 // of the devices.
 func (f *fan) receivers(list []device.Device, first bool) []device.Account {
-	if f.m.To.byAccounts() {
+	if f.m.To.ByAccounts() {
 		if first {
 			return f.accounts
 		}

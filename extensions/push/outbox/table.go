@@ -1,8 +1,7 @@
-package message
+package outbox
 
 import (
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -14,6 +13,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/push/message"
 )
 
 // The tables.
@@ -107,13 +107,12 @@ type row struct {
 }
 
 // message reads what was asked for.
-func (r *row) message() (*Message, error) {
-	var s stored
-	if err := json.Unmarshal([]byte(r.Spec), &s); err != nil {
-		return nil, fmt.Errorf("read message %s: %w", format(r.ID), err)
+func (r *row) message() (*message.Message, error) {
+	m, err := message.Decode(r.Spec)
+	if err != nil {
+		return nil, fmt.Errorf("message %s: %w", format(r.ID), err)
 	}
-	s.Message.Hint = s.Hint
-	return &s.Message, nil
+	return m, nil
 }
 
 // errNone says that there is no such message.
