@@ -197,7 +197,7 @@ func (t *Triggers) next(ctx context.Context, r *changes.Reader) error {
 	if err != nil {
 		return err
 	}
-	tasks, err := t.tasks(list)
+	tasks, err := t.tasks(to.Epoch, list)
 	if err != nil {
 		return err
 	}
@@ -206,8 +206,7 @@ func (t *Triggers) next(ctx context.Context, r *changes.Reader) error {
 			return err
 		}
 		for _, one := range tasks {
-			// The key guards against a position that a restored database has gone back to.
-			if _, err := t.deps.Jobs.Enqueue(tx, kind, one, jobs.Options{Key: to.Epoch + "/" + strconv.FormatInt(one.Seq, 36) + "/" + one.Trigger}); err != nil {
+			if _, err := t.deps.Jobs.Enqueue(tx, kind, one, jobs.Options{Key: one.key()}); err != nil {
 				return err
 			}
 		}
@@ -218,13 +217,19 @@ func (t *Triggers) next(ctx context.Context, r *changes.Reader) error {
 // task is what a job is given.
 type task struct {
 	Trigger string `json:"trigger"`
+	Epoch   string `json:"epoch"`
 	Seq     int64  `json:"seq"`
 	Event   Event  `json:"event"`
 	Record  string `json:"record"`
 }
 
+// key is another one for each change and trigger, also when a restored database gives numbers out again.
+func (t task) key() string {
+	return "trigger/" + t.Trigger + "/" + t.Epoch + "/" + strconv.FormatInt(t.Seq, 36)
+}
+
 // tasks finds who is interested in the changes.
-func (t *Triggers) tasks(list []changes.Change) (out []task, err error) {
+func (t *Triggers) tasks(epoch string, list []changes.Change) (out []task, err error) {
 	byCollection := map[string][]*Trigger{}
 	for _, one := range t.byName {
 		c, err := t.app.FindCachedCollectionByNameOrId(one.Collection)
@@ -243,7 +248,7 @@ func (t *Triggers) tasks(list []changes.Change) (out []task, err error) {
 		}
 		for _, one := range byCollection[c.Collection] {
 			if slices.Contains(one.On, event) {
-				out = append(out, task{one.Name, c.Seq, event, c.Record})
+				out = append(out, task{one.Name, epoch, c.Seq, event, c.Record})
 			}
 		}
 	}
@@ -257,7 +262,7 @@ func (t *Triggers) work(ctx context.Context, job *jobs.Job, in task) error {
 		return nil // it was removed from the program
 	}
 	return job.Once(t.app, "done", func(tx core.App) error {
-		c := &Change{App: tx, Ctx: ctx, Event: in.Event, ID: in.Record, Key: "trigger/" + one.Name + "/" + strconv.FormatInt(in.Seq, 36) + "/" + in.Record}
+		c := &Change{App: tx, Ctx: ctx, Event: in.Event, ID: in.Record, Key: in.key()}
 		record, err := tx.FindRecordById(one.Collection, in.Record)
 		switch {
 		case errors.Is(err, sql.ErrNoRows) && in.Event != Deleted:
