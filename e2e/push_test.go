@@ -175,7 +175,7 @@ func TestKillWhilePushing(t *testing.T) {
 		kills = n
 	}
 	stubs := startStubs(t)
-	s := startIn(t, t.TempDir(), relaxed(append(stubs.settings, "SATCHEL_PUSH_CONCURRENCY=5")...)...)
+	s := startIn(t, t.TempDir(), relaxed(append(stubs.settings, "SATCHEL_PUSH_CONCURRENCY=1")...)...)
 	s.connectTo(t, stubs)
 	root := s.superuser(t)
 	for i := range pushDevices { // a session for each, and ten for each user
