@@ -118,7 +118,8 @@ func (s *server) register(t *testing.T, token, device string, n int) {
 	}).assertStatus(t, http.StatusOK)
 }
 
-// A message to a room of the demo reaches the other members of its team, and not the author.
+// A message to a room of the demo reaches the other members of its team, and not the author; a hook in JavaScript sends,
+// too.
 func TestDemoNotifies(t *testing.T) {
 	t.Parallel()
 	stubs := startStubs(t)
@@ -127,6 +128,12 @@ func TestDemoNotifies(t *testing.T) {
 	if got := command(t, dir, settings, "demo", "--dir", filepath.Join(dir, "pb_data")); got.exit != 0 {
 		t.Fatalf("demo: %s%s", got.stdout, got.stderr)
 	}
+	write(t, dir, "pb_hooks/main.pb.js", `
+routerAdd("POST", "/notify", (e) => {
+    const body = e.requestInfo().body
+    return e.json(200, $operations.call(e.app, "push.send", { to: { users: body.users }, title: "{n, plural, one{# note} other{# notes}}", values: { n: 2 } }))
+})
+`)
 	s := startIn(t, dir, settings...)
 	s.connectTo(t, stubs)
 	root := s.superuser(t)
@@ -163,6 +170,12 @@ func TestDemoNotifies(t *testing.T) {
 	}
 	if n := len(stubs.arrivals(t)); n != len(members)-1 || n == 0 {
 		t.Errorf("%d pushes for %d members", n, len(members))
+	}
+	stubs.clear(t)
+	s.do(t, request{Method: http.MethodPost, Path: "/notify", JSON: map[string]any{"users": []string{author}}}).assertStatus(t, http.StatusOK)
+	eventually(t, "a push that JavaScript asks for", 30*time.Second, func() bool { return len(stubs.arrivals(t)) == 1 })
+	if a := stubs.arrivals(t)[0]; a.Title != "2 notes" || a.To != fmt.Sprintf("%064x", 1) {
+		t.Errorf("arrived: %+v", a)
 	}
 }
 

@@ -603,3 +603,18 @@ func BenchmarkTenThousand(b *testing.B) {
 		b.ReportMetric(float64(writes[len(writes)*99/100].Microseconds())/1000, "write-p99-ms")
 	}
 }
+
+// From the request for one push to its arrival at the provider. The target is a median of 100 ms.
+func BenchmarkOne(b *testing.B) {
+	f := start(b, options{})
+	ada, _ := f.user(b, "ada")
+	for b.Loop() {
+		before := f.apns.Production.Requests()
+		if _, err := f.push.Outbox().Send(f.App.App, message.Message{To: message.To{Users: []string{ada}}, Title: "Hello"}); err != nil {
+			b.Fatal(err)
+		}
+		for f.apns.Production.Requests() == before {
+			time.Sleep(time.Millisecond)
+		}
+	}
+}
