@@ -121,16 +121,12 @@ type Deps struct {
 
 	// Endings is the table that gets a row with the id of each session that ends. Empty: there is none.
 	Endings string
-
-	// Now is the clock, time.Now when nil.
-	Now func() time.Time
 }
 
 // Registry is the registry of devices. It is safe for concurrent use.
 type Registry struct {
 	options  Options
 	deps     Deps
-	now      func() time.Time
 	hashKey  func() []byte
 	byName   map[string]Category
 	zones    sync.Map // name -> *time.Location
@@ -146,10 +142,7 @@ type Registry struct {
 
 // New makes a registry. The options must be valid.
 func New(o Options, deps Deps) *Registry {
-	r := &Registry{options: o, deps: deps, now: deps.Now, byName: map[string]Category{}}
-	if r.now == nil {
-		r.now = time.Now
-	}
+	r := &Registry{options: o, deps: deps, byName: map[string]Category{}}
 	r.hashKey = sync.OnceValue(func() []byte { return deps.Vault.Key("push.tokens") })
 	for _, c := range o.Categories {
 		r.byName[c.Name] = c
@@ -228,7 +221,7 @@ func (r *Registry) Metrics() []extensions.Metric {
 
 // Check tells of devices that wait for credentials.
 func (r *Registry) Check(_ context.Context, h *extensions.Host) extensions.Result {
-	waiting, err := waiting(h.App, r.now())
+	waiting, err := waiting(h.App, time.Now())
 	switch {
 	case err != nil:
 		return extensions.Result{Level: extensions.Fail, Message: "the devices cannot be read: " + err.Error(), Next: "see the log"}

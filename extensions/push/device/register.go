@@ -144,10 +144,10 @@ func (r *Registry) row(in registration) (row, string, error) {
 	default:
 		bad("environment", "must be production or, for apns, sandbox")
 	}
-	if !matches(in.App, maxApp, `^[A-Za-z0-9][A-Za-z0-9._-]*$`) {
+	if !matches(in.App, maxApp, appForm) {
 		bad("app", "must be a bundle id or the name of a package")
 	}
-	if !matches(out.Locale, maxLocale, `^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$`) {
+	if !matches(out.Locale, maxLocale, localeForm) {
 		bad("locale", "must be a language tag, such as pt-BR")
 	}
 	if in.TimeZone != "" && r.zone(in.TimeZone) == nil {
@@ -163,19 +163,26 @@ func (r *Registry) row(in registration) (row, string, error) {
 	return out, token, nil
 }
 
+// Forms of what is registered. Tokens are those that the senders of the platforms would send to.
+var (
+	appForm    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
+	localeForm = regexp.MustCompile(`^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$`)
+	apnsForm   = regexp.MustCompile(`^([0-9a-f]{2}){8,100}$`)
+	fcmForm    = regexp.MustCompile(`^[A-Za-z0-9_:.%-]{16,}$`)
+	expoForm   = regexp.MustCompile(`^Expo(nent)?PushToken\[[!-\\^-~]{1,200}\]$`)
+)
+
+// maxToken is the longest that any sender takes, in bytes.
+const maxToken = 4096
+
 // matches reports whether a text is empty, or short enough and of a form.
-func matches(text string, limit int, form string) bool {
-	return text == "" || len(text) <= limit && regexp.MustCompile(form).MatchString(text)
+func matches(text string, limit int, form *regexp.Regexp) bool {
+	return text == "" || len(text) <= limit && form.MatchString(text)
 }
 
-// isToken reports whether a text can be a token of the platform: what its sender would not send to.
 func isToken(p sender.Platform, text string) bool {
-	form, ok := map[sender.Platform]string{
-		sender.APNs: `^([0-9a-f]{2}){8,100}$`,
-		sender.FCM:  `^[A-Za-z0-9_:.%-]{16,4096}$`,
-		sender.Expo: `^Expo(nent)?PushToken\[[!-\\^-~]{1,200}\]$`,
-	}[p]
-	return ok && len(text) <= 4096 && text != "" && matches(text, 4096, form)
+	form := map[sender.Platform]*regexp.Regexp{sender.APNs: apnsForm, sender.FCM: fcmForm, sender.Expo: expoForm}[p]
+	return len(text) <= maxToken && form.MatchString(text)
 }
 
 // subscription reads the PushSubscription of a browser and returns what to keep of it, and what it is known by: the keys
@@ -233,7 +240,7 @@ func (r *Registry) view(d row, session string, topics []string) View {
 	switch {
 	case d.DeadAt > 0:
 		v.State = "dead"
-	case d.SeenAt <= r.now().Add(-Stale).UnixMilli():
+	case d.SeenAt <= time.Now().Add(-Stale).UnixMilli():
 		v.State = "stale"
 	}
 	if v.Topics == nil {
@@ -284,7 +291,7 @@ func (r *Registry) handleRegister(e *core.RequestEvent) error {
 // token, keeps its id and its topics; whatever else has the session or the token goes. It reports whether the token was
 // another account's.
 func (r *Registry) register(tx core.App, c caller, d *row, token string) (moved bool, err error) {
-	now := r.now().UnixMilli()
+	now := time.Now().UnixMilli()
 	d.Collection, d.Record, d.Session = c.account.Collection, c.account.ID, c.session
 	d.RegisteredAt, d.SeenAt = now, now
 	var known []row

@@ -214,7 +214,7 @@ func (r *Registry) List(ctx context.Context, app core.App, a Audience, after str
 
 // page is List without rules.
 func (r *Registry) page(ctx context.Context, app core.App, a Audience, after string, limit int) ([]row, error) {
-	params := dbx.Params{"stale": r.now().Add(-Stale).UnixMilli(), "after": after, "limit": limit}
+	params := dbx.Params{"stale": time.Now().Add(-Stale).UnixMilli(), "after": after, "limit": limit}
 	query := `SELECT d.* FROM ` + table + ` d WHERE d.id > {:after} AND ` + living + ` ORDER BY d.id LIMIT {:limit}`
 	switch {
 	case a.Topic != "":
@@ -275,10 +275,10 @@ const maxReason = 200
 // registered later is alive, and nothing happens; without a moment, or with one of the zero time, none has.
 func (r *Registry) Dead(tx core.App, id string, since time.Time, reason string) error {
 	if since.IsZero() {
-		since = r.now()
+		since = time.Now()
 	}
 	result, err := tx.NonconcurrentDB().Update(table,
-		dbx.Params{"dead_at": r.now().UnixMilli(), "reason": reason[:min(len(reason), maxReason)], "token": ""},
+		dbx.Params{"dead_at": time.Now().UnixMilli(), "reason": reason[:min(len(reason), maxReason)], "token": ""},
 		dbx.NewExp("id = {:id} AND dead_at = 0 AND seen_at <= {:since}", dbx.Params{"id": id, "since": since.UnixMilli()})).Execute()
 	if err != nil {
 		return fmt.Errorf("note dead device: %w", err)
@@ -294,7 +294,7 @@ const sweepChunk = 500
 
 // Sweep deletes devices that were not seen for long, those that died long ago, and counts that no cap looks at any more.
 func (r *Registry) Sweep(ctx context.Context, app core.App) error {
-	now := r.now()
+	now := time.Now()
 	if err := r.sweep(ctx, app, counts, `at < {:before}`, dbx.Params{"before": now.Add(-r.longest()).UnixMilli()}); err != nil {
 		return err
 	}
@@ -335,7 +335,7 @@ func (r *Registry) count() (int, error) {
 	}
 	var n int
 	err := r.app.ConcurrentDB().NewQuery(`SELECT COUNT(*) FROM ` + table + ` d WHERE ` + living).
-		Bind(dbx.Params{"stale": r.now().Add(-Stale).UnixMilli()}).Row(&n)
+		Bind(dbx.Params{"stale": time.Now().Add(-Stale).UnixMilli()}).Row(&n)
 	return n, err
 }
 

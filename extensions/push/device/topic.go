@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
@@ -107,7 +108,7 @@ func (r *Registry) join(tx core.App, c caller, topic string) error {
 	if len(joined) >= r.options.Topics {
 		return api.Fail(ErrTopics, fmt.Sprintf("at most %d", r.options.Topics))
 	}
-	if _, err := tx.NonconcurrentDB().Insert(topics, dbx.Params{"topic": topic, "device": id, "joined_at": r.now().UnixMilli()}).Execute(); err != nil {
+	if _, err := tx.NonconcurrentDB().Insert(topics, dbx.Params{"topic": topic, "device": id, "joined_at": time.Now().UnixMilli()}).Execute(); err != nil {
 		return fmt.Errorf("join topic: %w", err)
 	}
 	return nil
