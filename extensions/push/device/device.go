@@ -125,12 +125,13 @@ type Deps struct {
 
 // Registry is the registry of devices. It is safe for concurrent use.
 type Registry struct {
-	options  Options
-	deps     Deps
-	hashKey  func() []byte
-	byName   map[string]Category
-	zones    sync.Map // name -> *time.Location
-	zoneSize atomic.Int64
+	options Options
+	deps    Deps
+	hashKey func() []byte
+	byName  map[string]Category
+
+	mu    sync.Mutex
+	zones map[string]*time.Location
 
 	app  core.App
 	log  *slog.Logger
@@ -142,7 +143,7 @@ type Registry struct {
 
 // New makes a registry. The options must be valid.
 func New(o Options, deps Deps) *Registry {
-	r := &Registry{options: o, deps: deps, byName: map[string]Category{}}
+	r := &Registry{options: o, deps: deps, byName: map[string]Category{}, zones: map[string]*time.Location{}}
 	r.hashKey = sync.OnceValue(func() []byte { return deps.Vault.Key("push.tokens") })
 	for _, c := range o.Categories {
 		r.byName[c.Name] = c

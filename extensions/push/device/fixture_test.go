@@ -2,6 +2,7 @@ package device_test
 
 import (
 	"encoding/json"
+	"maps"
 	"net/http"
 	"testing"
 	"time"
@@ -114,9 +115,7 @@ func (p *phone) register(t testing.TB, token string, more ...map[string]any) str
 	t.Helper()
 	body := map[string]any{"platform": "fcm", "token": token}
 	for _, m := range more {
-		for k, v := range m {
-			body[k] = v
-		}
+		maps.Copy(body, m)
 	}
 	return p.want(t, http.StatusOK, http.MethodPut, current, body).JSON(t)["data"].(map[string]any)["id"].(string)
 }

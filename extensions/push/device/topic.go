@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/pocketbase/dbx"
@@ -100,10 +101,8 @@ func (r *Registry) join(tx core.App, c caller, topic string) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range joined {
-		if name == topic {
-			return nil
-		}
+	if slices.Contains(joined, topic) {
+		return nil
 	}
 	if len(joined) >= r.options.Topics {
 		return api.Fail(ErrTopics, fmt.Sprintf("at most %d", r.options.Topics))
