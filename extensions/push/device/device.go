@@ -116,6 +116,9 @@ type Deps struct {
 	// Ended reports whether a session has ended. Nil: none ever does.
 	Ended func(db dbx.Builder, session string) (bool, error)
 
+	// Connected lists the platforms that have credentials, with the key that apps subscribe with if there is one.
+	Connected func(app core.App) (map[sender.Platform]string, error)
+
 	// Acting reports whether somebody else acts for the caller. Nil: nobody does.
 	Acting func(e *core.RequestEvent) bool
 
@@ -222,7 +225,7 @@ func (r *Registry) Metrics() []extensions.Metric {
 
 // Check tells of devices that wait for credentials.
 func (r *Registry) Check(_ context.Context, h *extensions.Host) extensions.Result {
-	waiting, err := waiting(h.App, time.Now())
+	waiting, err := r.waiting(h.App)
 	switch {
 	case err != nil:
 		return extensions.Result{Level: extensions.Fail, Message: "the devices cannot be read: " + err.Error(), Next: "see the log"}

@@ -23,7 +23,6 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/internal/outbound"
-	"github.com/satchelbase/satchel/extensions/push/credentials"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 	"github.com/satchelbase/satchel/extensions/push/webpush"
 )
@@ -409,14 +408,12 @@ func devicesOf(app core.App, a Account) ([]row, map[string][]string, error) {
 
 // handleKey answers the key that browsers subscribe with. It is public.
 func (r *Registry) handleKey(e *core.RequestEvent) error {
-	list, err := credentials.List(e.App)
+	connected, err := r.deps.Connected(e.App)
 	if err != nil {
 		return err
 	}
-	for _, c := range list {
-		if c.Platform == sender.WebPush {
-			return api.Write(e, http.StatusOK, map[string]string{"publicKey": c.Facts.PublicKey})
-		}
+	if key := connected[sender.WebPush]; key != "" {
+		return api.Write(e, http.StatusOK, map[string]string{"publicKey": key})
 	}
 	return ErrNoKey
 }

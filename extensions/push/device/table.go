@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/pocketbase/dbx"
@@ -12,7 +13,6 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/live/channel"
-	"github.com/satchelbase/satchel/extensions/push/credentials"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 )
 
@@ -354,11 +354,13 @@ func (p platform) credentials() sender.Platform {
 }
 
 // waiting are the platforms that devices have and that nobody has given credentials for, the largest first.
-func waiting(app core.App, now time.Time) ([]platform, error) {
+func (r *Registry) waiting(app core.App) ([]platform, error) {
+	connected, err := r.deps.Connected(app)
+	if err != nil {
+		return nil, err
+	}
 	var list []platform
-	err := app.ConcurrentDB().NewQuery(`SELECT d.platform, COUNT(*) AS n FROM ` + table + ` d WHERE ` + living + ` AND NOT EXISTS (
-			SELECT 1 FROM ` + credentials.Table + ` c WHERE c.platform = CASE d.platform WHEN {:unified} THEN {:web} ELSE d.platform END
-		) GROUP BY d.platform ORDER BY n DESC, d.platform`).
-		Bind(dbx.Params{"stale": now.Add(-Stale).UnixMilli(), "unified": string(sender.UnifiedPush), "web": string(sender.WebPush)}).All(&list)
-	return list, err
+	err = app.ConcurrentDB().NewQuery(`SELECT d.platform, COUNT(*) AS n FROM ` + table + ` d WHERE ` + living + ` GROUP BY d.platform ORDER BY n DESC, d.platform`).
+		Bind(dbx.Params{"stale": time.Now().Add(-Stale).UnixMilli()}).All(&list)
+	return slices.DeleteFunc(list, func(p platform) bool { _, ok := connected[p.credentials()]; return ok }), err
 }
