@@ -93,6 +93,9 @@ func (c Config) registry() (device.Options, error) {
 		}
 		o.Cap = limit
 	}
+	if err := o.Check(); err != nil && len(problems) == 0 {
+		problems = append(problems, fmt.Errorf("CATEGORIES: %w", err))
+	}
 	return o, errors.Join(problems...)
 }
 

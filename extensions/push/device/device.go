@@ -137,7 +137,6 @@ type Registry struct {
 	zones map[string]*time.Location
 
 	app  core.App
-	log  *slog.Logger
 	stop context.CancelFunc
 	done chan struct{}
 

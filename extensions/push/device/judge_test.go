@@ -10,7 +10,9 @@ import (
 
 	"github.com/pocketbase/pocketbase/core"
 
+	"github.com/satchelbase/satchel/extensions/push"
 	"github.com/satchelbase/satchel/extensions/push/device"
+	"github.com/satchelbase/satchel/extensions/settings"
 )
 
 func categories(c *pushConfig) {
@@ -226,5 +228,30 @@ func TestNoCapsNoCounts(t *testing.T) {
 	}
 	if n := f.count(t, "push_counts"); n != 0 {
 		t.Errorf("%d rows", n)
+	}
+}
+
+func TestSettings(t *testing.T) {
+	for key, change := range map[string]func(c *pushConfig){
+		"TOPICS":              func(c *pushConfig) { c.Topics = []string{"a b=*"} },
+		"CATEGORIES":          func(c *pushConfig) { c.Categories = []string{"likes=sometimes"} },
+		"CATEGORIES: a: the ": func(c *pushConfig) { c.Categories = []string{"a", "a=drop"} },
+		"CAP":                 func(c *pushConfig) { c.Cap = "many" },
+		"DEVICES":             func(c *pushConfig) { c.Devices = 0 },
+		"DEVICE_TOPICS":       func(c *pushConfig) { c.DeviceTopics = -1 },
+	} {
+		cfg := settings.Defaults[push.Config]()
+		if err := cfg.Validate(); err != nil {
+			t.Fatal(err)
+		}
+		change(&cfg)
+		if err := cfg.Validate(); err == nil || !strings.HasPrefix(err.Error(), key) {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+	// What hooks declare is looked at, too.
+	r := device.New(device.Options{Categories: []device.Category{{Name: "a"}}}, device.Deps{})
+	if err := r.Bind(nil); err == nil {
+		t.Error("a category without a policy is taken")
 	}
 }

@@ -122,7 +122,7 @@ func TestRevocationIsInTheTransaction(t *testing.T) {
 	}
 }
 
-// A password that its user changes keeps the session, and so the device; tokens without a session do not survive it.
+// Tokens without a session do not survive a new password, and neither do their devices; both happen or neither.
 func TestTokensWithoutSession(t *testing.T) {
 	f := start(t, nil)
 	token := must(f.sessions.Harden(f.ada, must(f.ada.NewAuthToken())))

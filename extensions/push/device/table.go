@@ -71,7 +71,8 @@ func forget(app core.App, where string, params dbx.Params) error {
 	return nil
 }
 
-// Serve makes the end of a session delete its device, in the same statement and so by whatever way it ends.
+// Serve makes the end of a session delete its device, in the same statement and so by whatever way it ends. A trigger
+// that is there stays: another body needs another name.
 func (r *Registry) Serve(h *extensions.Host) error {
 	if r.deps.Endings == "" {
 		return nil
@@ -94,7 +95,10 @@ const hookPriority = 100
 // Bind deletes what belongs to an account with the account, and the devices of its tokens without a session when these
 // are not good any more.
 func (r *Registry) Bind(h *extensions.Host) error {
-	r.app, r.log = h.App, h.Logger
+	if err := r.options.Check(); err != nil {
+		return fmt.Errorf("categories: %w", err)
+	}
+	r.app = h.App
 	h.App.OnRecordUpdateExecute().Bind(&hook.Handler[*core.RecordEvent]{Id: "satchelPushUpdate", Priority: hookPriority, Func: func(e *core.RecordEvent) error {
 		if !e.Record.Collection().IsAuth() || e.Record.Original().TokenKey() == e.Record.TokenKey() {
 			return e.Next()
@@ -179,13 +183,15 @@ const living = `d.dead_at = 0 AND d.seen_at > {:stale}`
 // List returns devices that can be sent to, in the order of their ids and beginning after one of them. Fewer than limit
 // are the last. Of a topic, it returns those whose users may join it now.
 func (r *Registry) List(ctx context.Context, app core.App, a Audience, after string, limit int) ([]Device, error) {
-	var ask func(Account) (bool, error)
+	admit := func([]row) (map[Account]bool, error) { return nil, nil }
 	if a.Topic != "" {
 		family, values, ok := channel.Find(r.options.Families, a.Topic)
 		if !ok {
 			return nil, nil
 		}
-		ask = r.asking(app, family, values)
+		if family.Join == nil || *family.Join != "" {
+			admit = func(rows []row) (map[Account]bool, error) { return admitted(app, family, values, rows) }
+		}
 	}
 	var out []Device
 	for {
@@ -193,14 +199,13 @@ func (r *Registry) List(ctx context.Context, app core.App, a Audience, after str
 		if err != nil {
 			return nil, err
 		}
+		may, err := admit(rows)
+		if err != nil {
+			return nil, err
+		}
 		for _, row := range rows {
-			after = row.ID
-			if ask != nil {
-				if ok, err := ask(row.account()); err != nil {
-					return nil, err
-				} else if !ok {
-					continue
-				}
+			if after = row.ID; may != nil && !may[row.account()] {
+				continue
 			}
 			if out = append(out, row.device()); len(out) == limit {
 				return out, nil
