@@ -10,6 +10,7 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
+	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/authcache"
@@ -41,7 +42,7 @@ type fixture struct {
 // pushConfig is what tests change.
 type pushConfig = push.Config
 
-func start(t testing.TB, change func(*pushConfig)) *fixture {
+func start(t testing.TB, change func(*pushConfig), more ...extensions.Extension) *fixture {
 	t.Helper()
 	db, err := store.Open(settings.Defaults[store.Config](), store.Options{Quiet: device.Tables()})
 	if err != nil {
@@ -63,8 +64,8 @@ func start(t testing.TB, change func(*pushConfig)) *fixture {
 	})
 	cache := settings.Defaults[authcache.Config]()
 	f := &fixture{registry: p.Devices(), sessions: sess, version: db.TableVersion}
-	f.App = apptest.Open(t, db.Connect, api.New(settings.Defaults[api.Config]()), store.New(db), audit.New(audit.Config{}, log, nil),
-		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, sess.Verify)), sess.Extension(), p.Extension())
+	f.App = apptest.Open(t, db.Connect, append(more, api.New(settings.Defaults[api.Config]()), store.New(db), audit.New(audit.Config{}, log, nil),
+		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, sess.Verify)), sess.Extension(), p.Extension())...)
 	f.ada, _ = f.User(t, "ada@example.test")
 	f.bob, _ = f.User(t, "bob@example.test")
 	return f

@@ -3,6 +3,7 @@ package device_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/hook"
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
@@ -20,39 +22,46 @@ import (
 // A device goes with its session, in whatever way that ends.
 func TestRevocation(t *testing.T) {
 	own := func(f *fixture, user *core.Record) *core.Record { return must(f.FindRecordById("users", user.Id)) }
-	for name, c := range map[string]struct {
+	f := start(t, func(c *pushConfig) { c.Topics = []string{"news=*"} })
+	bob := f.signIn(t, f.bob)
+	bob.register(t, fcmToken)
+	bob.want(t, 204, http.MethodPut, "/api/v1/push/topics/news", nil)
+	for i, c := range []struct {
+		name string
 		end  func(t *testing.T, p *phone)
 		left int // of the two devices of the user
 	}{
-		"sign-out": {func(t *testing.T, p *phone) { p.want(t, 204, http.MethodPost, "/api/v1/auth/logout", nil) }, 1},
-		"sign-out with a refresh token": {func(t *testing.T, p *phone) {
+		{"sign-out", func(t *testing.T, p *phone) { p.want(t, 204, http.MethodPost, "/api/v1/auth/logout", nil) }, 1},
+		{"sign-out with a refresh token", func(t *testing.T, p *phone) {
 			p.token = ""
 			p.want(t, 204, http.MethodPost, "/api/v1/auth/logout", map[string]string{"refreshToken": p.refresh})
 		}, 1},
-		"sign-out everywhere": {func(t *testing.T, p *phone) { p.want(t, 204, http.MethodPost, "/api/v1/auth/logout-all", nil) }, 0},
-		"session revoked": {func(t *testing.T, p *phone) {
+		{"sign-out everywhere", func(t *testing.T, p *phone) { p.want(t, 204, http.MethodPost, "/api/v1/auth/logout-all", nil) }, 0},
+		{"session revoked", func(t *testing.T, p *phone) {
 			p.want(t, 204, http.MethodDelete, "/api/v1/auth/sessions/"+p.session, nil)
 		}, 1},
-		"others revoked": {func(t *testing.T, p *phone) {
+		{"others revoked", func(t *testing.T, p *phone) {
 			p.want(t, 204, http.MethodPost, "/api/v1/auth/sessions/revoke-others", nil)
 		}, 1},
-		"refresh token used twice": {func(t *testing.T, p *phone) {
-			var old string
+		{"refresh token used twice", func(t *testing.T, p *phone) {
+			first := p.refresh
 			for range 3 {
 				r := p.want(t, 200, http.MethodPost, "/api/v1/auth/refresh", map[string]string{"refreshToken": p.refresh})
-				old, p.refresh = p.refresh, r.JSON(t)["data"].(map[string]any)["refreshToken"].(string)
+				p.refresh = r.JSON(t)["data"].(map[string]any)["refreshToken"].(string)
 			}
-			p.want(t, 401, http.MethodPost, "/api/v1/auth/refresh", map[string]string{"refreshToken": old[:len(old)-1] + "x"})
-			p.want(t, 204, http.MethodPost, "/api/v1/auth/logout", nil)
+			p.token = ""
+			if r := p.do(t, http.MethodPost, "/api/v1/auth/refresh", map[string]string{"refreshToken": first}); r.Code() != "sessions.refresh_reused" {
+				t.Errorf("%d %s", r.Status, r.Body)
+			}
 		}, 1},
-		"password changed": {func(t *testing.T, p *phone) {
+		{"password changed", func(t *testing.T, p *phone) {
 			user := own(p.fixture, p.user)
 			user.SetPassword("another-horse-battery")
 			if err := p.Save(user); err != nil {
 				t.Fatal(err)
 			}
 		}, 0},
-		"excluded by the rule": {func(t *testing.T, p *phone) {
+		{"excluded by the rule", func(t *testing.T, p *phone) {
 			users := must(p.FindCollectionByNameOrId("users"))
 			rule := "name != 'banned'"
 			users.AuthRule = &rule
@@ -61,12 +70,12 @@ func TestRevocation(t *testing.T) {
 			}
 			p.rename(t, p.user, "banned")
 		}, 0},
-		"account deleted": {func(t *testing.T, p *phone) {
+		{"account deleted", func(t *testing.T, p *phone) {
 			if err := p.Delete(own(p.fixture, p.user)); err != nil {
 				t.Fatal(err)
 			}
 		}, 0},
-		"collection deleted": {func(t *testing.T, p *phone) {
+		{"collection deleted", func(t *testing.T, p *phone) {
 			for _, query := range []string{"DELETE FROM users", "DELETE FROM _externalAuths"} {
 				p.exec(t, query, nil)
 			}
@@ -75,21 +84,21 @@ func TestRevocation(t *testing.T) {
 			}
 		}, 0},
 	} {
-		t.Run(name, func(t *testing.T) {
-			f := start(t, func(c *pushConfig) { c.Topics = []string{"news=*"} })
-			p, other, bob := f.signIn(t, f.ada), f.signIn(t, f.ada), f.signIn(t, f.bob)
-			for i, q := range []*phone{p, other, bob} {
-				q.register(t, fcmToken+string(rune('a'+i)))
+		t.Run(c.name, func(t *testing.T) {
+			user, _ := f.User(t, fmt.Sprintf("user%d@example.test", i))
+			p, other := f.signIn(t, user), f.signIn(t, user)
+			for j, q := range []*phone{p, other} {
+				q.register(t, fmt.Sprintf("%s-%d-%d", fcmToken, i, j))
 				q.want(t, 204, http.MethodPut, "/api/v1/push/topics/news", nil)
 			}
 			c.end(t, p)
-			if got := f.count(t, "push_devices WHERE record = '"+f.ada.Id+"'"); got != c.left {
+			if got := f.count(t, "push_devices WHERE record = '"+user.Id+"'"); got != c.left {
 				t.Errorf("%d devices are left, want %d", got, c.left)
 			}
 			if f.count(t, "push_topics") != f.count(t, "push_devices") {
 				t.Error("topics are left without their devices")
 			}
-			if name != "collection deleted" && len(f.reach(t, only(f.bob))) != 1 {
+			if c.name != "collection deleted" && len(f.reach(t, only(f.bob))) != 1 {
 				t.Error("somebody else's device went")
 			}
 		})
@@ -162,46 +171,30 @@ func TestRegistrationLosesTheRace(t *testing.T) {
 			return f.Save(user)
 		},
 	} {
-		f := start(t, nil)
+		arrived := make(chan struct{})
+		watch := extensions.Extension{Name: "watch", Middlewares: []*hook.Handler[*core.RequestEvent]{{Id: "watch", Priority: -1, Func: func(e *core.RequestEvent) error {
+			if e.Request.Method == http.MethodPut {
+				close(arrived)
+			}
+			return e.Next()
+		}}}}
+		f := start(t, nil, watch)
 		p := f.signIn(t, f.ada)
-		body := &pause{text: `{"platform":"fcm","token":"` + fcmToken + `"}`, reached: make(chan struct{}), release: make(chan struct{})}
+		text, body := io.Pipe()
 		got := make(chan apptest.Response)
-		go func() { got <- p.do(t, http.MethodPut, current, body) }()
-		<-body.reached
-		time.Sleep(50 * time.Millisecond) // the head is on its way to the handler; being too early only proves less
+		go func() { got <- p.do(t, http.MethodPut, current, text) }()
+		<-arrived // the credential was verified, and the handler waits for the body
 		if err := end(f); err != nil {
 			t.Fatal(err)
 		}
-		close(body.release)
+		if _, err := body.Write([]byte(`{"platform":"fcm","token":"` + fcmToken + `"}`)); err != nil {
+			t.Fatal(err)
+		}
+		_ = body.Close()
 		if r := <-got; r.Status != 401 || f.count(t, "push_devices") != 0 {
 			t.Errorf("%s: %d %s, %d devices", name, r.Status, r.Body, f.count(t, "push_devices"))
 		}
 	}
-}
-
-// pause is a body that waits in its middle.
-type pause struct {
-	text             string
-	reached, release chan struct{}
-	half             bool
-}
-
-func (p *pause) Read(b []byte) (int, error) {
-	if p.half {
-		<-p.release
-	}
-	n := copy(b, p.text[:min(len(p.text), 10)])
-	if p.half {
-		n = copy(b, p.text)
-	}
-	if p.text = p.text[n:]; n == 0 {
-		return 0, io.EOF
-	}
-	if !p.half {
-		p.half = true
-		close(p.reached)
-	}
-	return n, nil
 }
 
 func TestServeForgetsSessionsThatHaveEnded(t *testing.T) {
