@@ -105,8 +105,8 @@ const (
 // production is the word for the environment that package sender has no word for.
 const production = "production"
 
-// row checks a registration and returns what is to be stored, and the token. The row has neither id nor account.
-func (r *Registry) row(in registration) (row, string, error) {
+// accept checks a registration and returns what is to be stored, and the token. The row has neither id nor account.
+func (r *Registry) accept(in registration) (row, string, error) {
 	var mistakes []api.FieldError
 	bad := func(field, detail string) {
 		mistakes = append(mistakes, api.Invalid(field, api.ErrFieldInvalid, detail))
@@ -257,7 +257,7 @@ func (r *Registry) handleRegister(e *core.RequestEvent) error {
 	if err := api.Bind(e, &in); err != nil {
 		return err
 	}
-	d, token, err := r.row(in)
+	d, token, err := r.accept(in)
 	if err != nil {
 		return err
 	}
