@@ -115,6 +115,9 @@ func (c Config) registry() (device.Options, error) {
 		}
 		o.Cap = limit
 	}
+	if err := o.Check(); err != nil && len(problems) == 0 {
+		problems = append(problems, fmt.Errorf("CATEGORIES: %w", err))
+	}
 	return o, errors.Join(problems...)
 }
 
@@ -190,7 +193,7 @@ func New(cfg Config, deps Deps) *Push {
 	}
 	o, _ := cfg.registry() // it was validated
 	o.Families, o.Categories = slices.Concat(deps.Topics, o.Families), slices.Concat(deps.Categories, o.Categories)
-	devices := device.New(o, device.Deps{Vault: deps.Vault, Ended: deps.Ended, Endings: deps.Endings, Acting: deps.Acting})
+	devices := device.New(o, device.Deps{Vault: deps.Vault, Connected: connected, Ended: deps.Ended, Endings: deps.Endings, Acting: deps.Acting})
 	p := &Push{cfg: cfg, deps: deps, devices: devices, keeper: credentials.New(deps.Vault, credentials.Options{
 		Size: cfg.Concurrency, APNs: cfg.APNsEndpoint, APNsSandbox: cfg.APNsSandboxEndpoint, FCM: cfg.FCMEndpoint, Expo: cfg.ExpoEndpoint,
 	})}
@@ -262,6 +265,16 @@ func (p *Push) open(h *extensions.Host) error {
 	}
 	p.keeper.Open(h.App, o)
 	return nil
+}
+
+// connected lists the platforms that have credentials, and the key of Web Push.
+func connected(app core.App) (map[sender.Platform]string, error) {
+	list, err := credentials.List(app)
+	out := make(map[sender.Platform]string, len(list))
+	for _, e := range list {
+		out[e.Platform] = e.Facts.PublicKey
+	}
+	return out, err
 }
 
 // check shows what is connected.

@@ -61,7 +61,7 @@ func ParseCap(text string) (Cap, error) {
 func ParseCategory(text string) (Category, error) {
 	name, words, _ := strings.Cut(text, "=")
 	c := Category{Name: strings.TrimSpace(name), Policy: Defer}
-	for _, word := range strings.Fields(words) {
+	for word := range strings.FieldsSeq(words) {
 		switch p := Policy(word); {
 		case slices.Contains([]Policy{Defer, Drop, Collapse, Always}, p):
 			c.Policy = p

@@ -116,28 +116,27 @@ type Deps struct {
 	// Ended reports whether a session has ended. Nil: none ever does.
 	Ended func(db dbx.Builder, session string) (bool, error)
 
+	// Connected lists the platforms that have credentials, with the key that apps subscribe with if there is one.
+	Connected func(app core.App) (map[sender.Platform]string, error)
+
 	// Acting reports whether somebody else acts for the caller. Nil: nobody does.
 	Acting func(e *core.RequestEvent) bool
 
 	// Endings is the table that gets a row with the id of each session that ends. Empty: there is none.
 	Endings string
-
-	// Now is the clock, time.Now when nil.
-	Now func() time.Time
 }
 
 // Registry is the registry of devices. It is safe for concurrent use.
 type Registry struct {
-	options  Options
-	deps     Deps
-	now      func() time.Time
-	hashKey  func() []byte
-	byName   map[string]Category
-	zones    sync.Map // name -> *time.Location
-	zoneSize atomic.Int64
+	options Options
+	deps    Deps
+	hashKey func() []byte
+	byName  map[string]Category
+
+	mu    sync.Mutex
+	zones map[string]*time.Location
 
 	app  core.App
-	log  *slog.Logger
 	stop context.CancelFunc
 	done chan struct{}
 
@@ -146,10 +145,7 @@ type Registry struct {
 
 // New makes a registry. The options must be valid.
 func New(o Options, deps Deps) *Registry {
-	r := &Registry{options: o, deps: deps, now: deps.Now, byName: map[string]Category{}}
-	if r.now == nil {
-		r.now = time.Now
-	}
+	r := &Registry{options: o, deps: deps, byName: map[string]Category{}, zones: map[string]*time.Location{}}
 	r.hashKey = sync.OnceValue(func() []byte { return deps.Vault.Key("push.tokens") })
 	for _, c := range o.Categories {
 		r.byName[c.Name] = c
@@ -228,7 +224,7 @@ func (r *Registry) Metrics() []extensions.Metric {
 
 // Check tells of devices that wait for credentials.
 func (r *Registry) Check(_ context.Context, h *extensions.Host) extensions.Result {
-	waiting, err := waiting(h.App, r.now())
+	waiting, err := r.waiting(h.App)
 	switch {
 	case err != nil:
 		return extensions.Result{Level: extensions.Fail, Message: "the devices cannot be read: " + err.Error(), Next: "see the log"}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
@@ -17,7 +18,7 @@ func (r *Registry) Get(ctx context.Context, app core.App, ids []string) ([]Devic
 	}
 	var rows []row
 	err = app.ConcurrentDB().NewQuery(`SELECT d.* FROM json_each({:ids}) AS j CROSS JOIN ` + table + ` d ON d.id = j.value WHERE ` + living).
-		Bind(dbx.Params{"ids": string(text), "stale": r.now().Add(-Stale).UnixMilli()}).WithContext(ctx).All(&rows)
+		Bind(dbx.Params{"ids": string(text), "stale": time.Now().Add(-Stale).UnixMilli()}).WithContext(ctx).All(&rows)
 	if err != nil {
 		return nil, fmt.Errorf("find devices: %w", err)
 	}

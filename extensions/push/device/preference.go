@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
@@ -189,7 +190,7 @@ func (r *Registry) handleChange(e *core.RequestEvent) error {
 			return err
 		}
 		r.apply(&w, in, end)
-		return saveWishes(tx, c.account, w, r.now().UnixMilli())
+		return saveWishes(tx, c.account, w, time.Now().UnixMilli())
 	})
 	if err != nil {
 		return err

@@ -44,10 +44,11 @@ func (q quiet) until(now time.Time, where *time.Location) (time.Time, bool) {
 		d++
 	}
 	end := time.Date(y, m, d, int(q.end)/60, int(q.end)%60, 0, 0, where)
-	if end.After(now) && !q.includes(clockOf(end)) && q.includes(clockOf(end.Add(-time.Minute))) && end.Sub(now) <= 22*time.Hour {
+	_, offset := local.Zone()
+	if _, then := end.Zone(); then == offset && clockOf(end) == q.end && end.After(now) {
 		return end, true
 	}
-	// The clock changes somewhere near: try every minute. No change is longer than a day.
+	// The clock changes before the end, and may pass it more than once or not at all: try every minute.
 	t := local.Truncate(time.Minute)
 	for range 2 * int(day) {
 		if t = t.Add(time.Minute); !q.includes(clockOf(t)) {
@@ -62,8 +63,10 @@ const maxZones = 2000
 
 // zone returns a time zone by its name, nil if there is none.
 func (r *Registry) zone(name string) *time.Location {
-	if known, ok := r.zones.Load(name); ok {
-		return known.(*time.Location) //nolint:forcetypeassert // nothing else is stored
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if known := r.zones[name]; known != nil {
+		return known
 	}
 	if name == "" || name == "Local" || len(name) > maxZone {
 		return nil
@@ -72,8 +75,8 @@ func (r *Registry) zone(name string) *time.Location {
 	if err != nil {
 		return nil
 	}
-	if r.zoneSize.Add(1) <= maxZones {
-		r.zones.Store(name, found)
+	if len(r.zones) < maxZones {
+		r.zones[name] = found
 	}
 	return found
 }

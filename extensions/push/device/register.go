@@ -23,7 +23,6 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/internal/outbound"
-	"github.com/satchelbase/satchel/extensions/push/credentials"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 	"github.com/satchelbase/satchel/extensions/push/webpush"
 )
@@ -106,8 +105,8 @@ const (
 // production is the word for the environment that package sender has no word for.
 const production = "production"
 
-// row checks a registration and returns what is to be stored, and the token. The row has neither id nor account.
-func (r *Registry) row(in registration) (row, string, error) {
+// accept checks a registration and returns what is to be stored, and the token. The row has neither id nor account.
+func (r *Registry) accept(in registration) (row, string, error) {
 	var mistakes []api.FieldError
 	bad := func(field, detail string) {
 		mistakes = append(mistakes, api.Invalid(field, api.ErrFieldInvalid, detail))
@@ -144,10 +143,10 @@ func (r *Registry) row(in registration) (row, string, error) {
 	default:
 		bad("environment", "must be production or, for apns, sandbox")
 	}
-	if !matches(in.App, maxApp, `^[A-Za-z0-9][A-Za-z0-9._-]*$`) {
+	if !matches(in.App, maxApp, appForm) {
 		bad("app", "must be a bundle id or the name of a package")
 	}
-	if !matches(out.Locale, maxLocale, `^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$`) {
+	if !matches(out.Locale, maxLocale, localeForm) {
 		bad("locale", "must be a language tag, such as pt-BR")
 	}
 	if in.TimeZone != "" && r.zone(in.TimeZone) == nil {
@@ -163,19 +162,26 @@ func (r *Registry) row(in registration) (row, string, error) {
 	return out, token, nil
 }
 
+// Forms of what is registered. Tokens are those that the senders of the platforms would send to.
+var (
+	appForm    = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*$`)
+	localeForm = regexp.MustCompile(`^[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8})*$`)
+	apnsForm   = regexp.MustCompile(`^([0-9a-f]{2}){8,100}$`)
+	fcmForm    = regexp.MustCompile(`^[A-Za-z0-9_:.%-]{16,}$`)
+	expoForm   = regexp.MustCompile(`^Expo(nent)?PushToken\[[!-\\^-~]{1,200}\]$`)
+)
+
+// maxToken is the longest that any sender takes, in bytes.
+const maxToken = 4096
+
 // matches reports whether a text is empty, or short enough and of a form.
-func matches(text string, limit int, form string) bool {
-	return text == "" || len(text) <= limit && regexp.MustCompile(form).MatchString(text)
+func matches(text string, limit int, form *regexp.Regexp) bool {
+	return text == "" || len(text) <= limit && form.MatchString(text)
 }
 
-// isToken reports whether a text can be a token of the platform: what its sender would not send to.
 func isToken(p sender.Platform, text string) bool {
-	form, ok := map[sender.Platform]string{
-		sender.APNs: `^([0-9a-f]{2}){8,100}$`,
-		sender.FCM:  `^[A-Za-z0-9_:.%-]{16,4096}$`,
-		sender.Expo: `^Expo(nent)?PushToken\[[!-\\^-~]{1,200}\]$`,
-	}[p]
-	return ok && len(text) <= 4096 && text != "" && matches(text, 4096, form)
+	form := map[sender.Platform]*regexp.Regexp{sender.APNs: apnsForm, sender.FCM: fcmForm, sender.Expo: expoForm}[p]
+	return len(text) <= maxToken && form.MatchString(text)
 }
 
 // subscription reads the PushSubscription of a browser and returns what to keep of it, and what it is known by: the keys
@@ -233,7 +239,7 @@ func (r *Registry) view(d row, session string, topics []string) View {
 	switch {
 	case d.DeadAt > 0:
 		v.State = "dead"
-	case d.SeenAt <= r.now().Add(-Stale).UnixMilli():
+	case d.SeenAt <= time.Now().Add(-Stale).UnixMilli():
 		v.State = "stale"
 	}
 	if v.Topics == nil {
@@ -251,7 +257,7 @@ func (r *Registry) handleRegister(e *core.RequestEvent) error {
 	if err := api.Bind(e, &in); err != nil {
 		return err
 	}
-	d, token, err := r.row(in)
+	d, token, err := r.accept(in)
 	if err != nil {
 		return err
 	}
@@ -284,7 +290,7 @@ func (r *Registry) handleRegister(e *core.RequestEvent) error {
 // token, keeps its id and its topics; whatever else has the session or the token goes. It reports whether the token was
 // another account's.
 func (r *Registry) register(tx core.App, c caller, d *row, token string) (moved bool, err error) {
-	now := r.now().UnixMilli()
+	now := time.Now().UnixMilli()
 	d.Collection, d.Record, d.Session = c.account.Collection, c.account.ID, c.session
 	d.RegisteredAt, d.SeenAt = now, now
 	var known []row
@@ -402,14 +408,12 @@ func devicesOf(app core.App, a Account) ([]row, map[string][]string, error) {
 
 // handleKey answers the key that browsers subscribe with. It is public.
 func (r *Registry) handleKey(e *core.RequestEvent) error {
-	list, err := credentials.List(e.App)
+	connected, err := r.deps.Connected(e.App)
 	if err != nil {
 		return err
 	}
-	for _, c := range list {
-		if c.Platform == sender.WebPush {
-			return api.Write(e, http.StatusOK, map[string]string{"publicKey": c.Facts.PublicKey})
-		}
+	if key := connected[sender.WebPush]; key != "" {
+		return api.Write(e, http.StatusOK, map[string]string{"publicKey": key})
 	}
 	return ErrNoKey
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/pocketbase/dbx"
@@ -12,7 +13,6 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/live/channel"
-	"github.com/satchelbase/satchel/extensions/push/credentials"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 )
 
@@ -71,7 +71,8 @@ func forget(app core.App, where string, params dbx.Params) error {
 	return nil
 }
 
-// Serve makes the end of a session delete its device, in the same statement and so by whatever way it ends.
+// Serve makes the end of a session delete its device, in the same statement and so by whatever way it ends. A trigger
+// that is there stays: another body needs another name.
 func (r *Registry) Serve(h *extensions.Host) error {
 	if r.deps.Endings == "" {
 		return nil
@@ -94,7 +95,10 @@ const hookPriority = 100
 // Bind deletes what belongs to an account with the account, and the devices of its tokens without a session when these
 // are not good any more.
 func (r *Registry) Bind(h *extensions.Host) error {
-	r.app, r.log = h.App, h.Logger
+	if err := r.options.Check(); err != nil {
+		return fmt.Errorf("categories: %w", err)
+	}
+	r.app = h.App
 	h.App.OnRecordUpdateExecute().Bind(&hook.Handler[*core.RecordEvent]{Id: "satchelPushUpdate", Priority: hookPriority, Func: func(e *core.RecordEvent) error {
 		if !e.Record.Collection().IsAuth() || e.Record.Original().TokenKey() == e.Record.TokenKey() {
 			return e.Next()
@@ -179,13 +183,15 @@ const living = `d.dead_at = 0 AND d.seen_at > {:stale}`
 // List returns devices that can be sent to, in the order of their ids and beginning after one of them. Fewer than limit
 // are the last. Of a topic, it returns those whose users may join it now.
 func (r *Registry) List(ctx context.Context, app core.App, a Audience, after string, limit int) ([]Device, error) {
-	var ask func(Account) (bool, error)
+	admit := func([]row) (map[Account]bool, error) { return nil, nil }
 	if a.Topic != "" {
 		family, values, ok := channel.Find(r.options.Families, a.Topic)
 		if !ok {
 			return nil, nil
 		}
-		ask = r.asking(app, family, values)
+		if family.Join == nil || *family.Join != "" {
+			admit = func(rows []row) (map[Account]bool, error) { return admitted(app, family, values, rows) }
+		}
 	}
 	var out []Device
 	for {
@@ -193,14 +199,13 @@ func (r *Registry) List(ctx context.Context, app core.App, a Audience, after str
 		if err != nil {
 			return nil, err
 		}
+		may, err := admit(rows)
+		if err != nil {
+			return nil, err
+		}
 		for _, row := range rows {
-			after = row.ID
-			if ask != nil {
-				if ok, err := ask(row.account()); err != nil {
-					return nil, err
-				} else if !ok {
-					continue
-				}
+			if after = row.ID; may != nil && !may[row.account()] {
+				continue
 			}
 			if out = append(out, row.device()); len(out) == limit {
 				return out, nil
@@ -214,7 +219,7 @@ func (r *Registry) List(ctx context.Context, app core.App, a Audience, after str
 
 // page is List without rules.
 func (r *Registry) page(ctx context.Context, app core.App, a Audience, after string, limit int) ([]row, error) {
-	params := dbx.Params{"stale": r.now().Add(-Stale).UnixMilli(), "after": after, "limit": limit}
+	params := dbx.Params{"stale": time.Now().Add(-Stale).UnixMilli(), "after": after, "limit": limit}
 	query := `SELECT d.* FROM ` + table + ` d WHERE d.id > {:after} AND ` + living + ` ORDER BY d.id LIMIT {:limit}`
 	switch {
 	case a.Topic != "":
@@ -275,10 +280,10 @@ const maxReason = 200
 // registered later is alive, and nothing happens; without a moment, or with one of the zero time, none has.
 func (r *Registry) Dead(tx core.App, id string, since time.Time, reason string) error {
 	if since.IsZero() {
-		since = r.now()
+		since = time.Now()
 	}
 	result, err := tx.NonconcurrentDB().Update(table,
-		dbx.Params{"dead_at": r.now().UnixMilli(), "reason": reason[:min(len(reason), maxReason)], "token": ""},
+		dbx.Params{"dead_at": time.Now().UnixMilli(), "reason": reason[:min(len(reason), maxReason)], "token": ""},
 		dbx.NewExp("id = {:id} AND dead_at = 0 AND seen_at <= {:since}", dbx.Params{"id": id, "since": since.UnixMilli()})).Execute()
 	if err != nil {
 		return fmt.Errorf("note dead device: %w", err)
@@ -294,7 +299,7 @@ const sweepChunk = 500
 
 // Sweep deletes devices that were not seen for long, those that died long ago, and counts that no cap looks at any more.
 func (r *Registry) Sweep(ctx context.Context, app core.App) error {
-	now := r.now()
+	now := time.Now()
 	if err := r.sweep(ctx, app, counts, `at < {:before}`, dbx.Params{"before": now.Add(-r.longest()).UnixMilli()}); err != nil {
 		return err
 	}
@@ -335,7 +340,7 @@ func (r *Registry) count() (int, error) {
 	}
 	var n int
 	err := r.app.ConcurrentDB().NewQuery(`SELECT COUNT(*) FROM ` + table + ` d WHERE ` + living).
-		Bind(dbx.Params{"stale": r.now().Add(-Stale).UnixMilli()}).Row(&n)
+		Bind(dbx.Params{"stale": time.Now().Add(-Stale).UnixMilli()}).Row(&n)
 	return n, err
 }
 
@@ -354,11 +359,13 @@ func (p platform) credentials() sender.Platform {
 }
 
 // waiting are the platforms that devices have and that nobody has given credentials for, the largest first.
-func waiting(app core.App, now time.Time) ([]platform, error) {
+func (r *Registry) waiting(app core.App) ([]platform, error) {
+	connected, err := r.deps.Connected(app)
+	if err != nil {
+		return nil, err
+	}
 	var list []platform
-	err := app.ConcurrentDB().NewQuery(`SELECT d.platform, COUNT(*) AS n FROM ` + table + ` d WHERE ` + living + ` AND NOT EXISTS (
-			SELECT 1 FROM ` + credentials.Table + ` c WHERE c.platform = CASE d.platform WHEN {:unified} THEN {:web} ELSE d.platform END
-		) GROUP BY d.platform ORDER BY n DESC, d.platform`).
-		Bind(dbx.Params{"stale": now.Add(-Stale).UnixMilli(), "unified": string(sender.UnifiedPush), "web": string(sender.WebPush)}).All(&list)
-	return list, err
+	err = app.ConcurrentDB().NewQuery(`SELECT d.platform, COUNT(*) AS n FROM ` + table + ` d WHERE ` + living + ` GROUP BY d.platform ORDER BY n DESC, d.platform`).
+		Bind(dbx.Params{"stale": time.Now().Add(-Stale).UnixMilli()}).All(&list)
+	return slices.DeleteFunc(list, func(p platform) bool { _, ok := connected[p.credentials()]; return ok }), err
 }

@@ -1,10 +1,11 @@
 package device
 
 import (
-	"database/sql"
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
+	"time"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
@@ -28,23 +29,26 @@ func ParseTopic(text string) (channel.Channel, error) {
 	return c, nil
 }
 
-// asking returns whether an account may join a topic, each asked once.
-func (r *Registry) asking(app core.App, family channel.Channel, values map[string]string) func(Account) (bool, error) {
-	known := map[Account]bool{}
-	return func(a Account) (bool, error) {
-		if ok, seen := known[a]; seen || family.Join != nil && *family.Join == "" {
-			return ok || !seen, nil
-		}
-		record, err := app.FindRecordById(a.Collection, a.ID)
-		if errors.Is(err, sql.ErrNoRows) {
-			return false, nil
-		}
-		if err != nil {
-			return false, fmt.Errorf("find account: %w", err)
-		}
-		known[a], err = channel.Allowed(app, family.Join, values, record)
-		return known[a], err
+// admitted tells which of the accounts of devices may join a topic now. It is never nil.
+func admitted(app core.App, family channel.Channel, values map[string]string, rows []row) (map[Account]bool, error) {
+	ids := map[string][]string{} // by collection
+	for _, d := range rows {
+		ids[d.Collection] = append(ids[d.Collection], d.Record)
 	}
+	may := make(map[Account]bool, len(rows))
+	for collection, some := range ids {
+		slices.Sort(some)
+		records, err := app.FindRecordsByIds(collection, slices.Compact(some))
+		if err != nil {
+			return nil, fmt.Errorf("find accounts: %w", err)
+		}
+		for _, record := range records {
+			if may[AccountOf(record)], err = channel.Allowed(app, family.Join, values, record); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return may, nil
 }
 
 func (r *Registry) handleJoin(e *core.RequestEvent) error {
@@ -99,15 +103,13 @@ func (r *Registry) join(tx core.App, c caller, topic string) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range joined {
-		if name == topic {
-			return nil
-		}
+	if slices.Contains(joined, topic) {
+		return nil
 	}
 	if len(joined) >= r.options.Topics {
 		return api.Fail(ErrTopics, fmt.Sprintf("at most %d", r.options.Topics))
 	}
-	if _, err := tx.NonconcurrentDB().Insert(topics, dbx.Params{"topic": topic, "device": id, "joined_at": r.now().UnixMilli()}).Execute(); err != nil {
+	if _, err := tx.NonconcurrentDB().Insert(topics, dbx.Params{"topic": topic, "device": id, "joined_at": time.Now().UnixMilli()}).Execute(); err != nil {
 		return fmt.Errorf("join topic: %w", err)
 	}
 	return nil
