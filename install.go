@@ -26,10 +26,14 @@ import (
 	"github.com/satchelbase/satchel/extensions/jobs/mail"
 	"github.com/satchelbase/satchel/extensions/jobs/script"
 	"github.com/satchelbase/satchel/extensions/leader"
+	"github.com/satchelbase/satchel/extensions/live"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/passkeys"
 	"github.com/satchelbase/satchel/extensions/program"
+	"github.com/satchelbase/satchel/extensions/push"
+	"github.com/satchelbase/satchel/extensions/push/device"
+	"github.com/satchelbase/satchel/extensions/push/outbox"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/store"
@@ -49,7 +53,7 @@ func site() fs.FS {
 
 // quietTables are those whose writes change nothing that is remembered of other tables.
 func quietTables() []string {
-	return slices.Concat(changes.Tables(), sync.Tables(), jobs.Tables(), []string{apikeys.Uses, idempotency.Table})
+	return slices.Concat(changes.Tables(), sync.Tables(), jobs.Tables(), device.Tables(), outbox.Tables(), []string{apikeys.Uses, idempotency.Table})
 }
 
 func newSync(cfg sync.Config, log *changes.Log, db *store.Store) *sync.Sync {
@@ -119,6 +123,7 @@ func newAccounts(cfg account.Config, queue *jobs.Jobs, sess *sessions.Sessions, 
 			{Name: "sessions", Export: login.Export},
 			{Name: "identities", Export: identities.Export},
 			{Name: "passkeys", Export: passkeys.Export},
+			{Name: "push", Export: device.Export},
 			{Name: "audit", Export: audit.ExportAccount},
 		},
 	})
@@ -159,6 +164,24 @@ func newPasskeys(cfg config, pb *pocketbase.PocketBase, sess *sessions.Sessions,
 		PublicURL: cfg.general.PublicURL, Recent: sess.RequireRecent(), Audit: log.Note, Public: program.Files(pb, site()),
 		LastWayIn: identities.LastWayIn(cfg.identities),
 	})
+}
+
+// newHub closes the connections of sessions that have ended.
+func newHub(cfg live.Config, pb *pocketbase.PocketBase, db *store.Store, clog *changes.Log) *live.Hub {
+	return live.New(cfg, clog, live.Deps{Sessions: login.Endings{DB: pb.ConcurrentDB, Table: db.TableVersion}, Channels: hooks.Channels()})
+}
+
+// newPush ties devices to the sessions that they have registered in.
+func newPush(cfg push.Config, clog *changes.Log, queue *jobs.Jobs, deps push.Deps) *push.Push {
+	deps.Jobs, deps.Log, deps.Leader = queue, clog, leader.Alone().Is
+	deps.Topics, deps.Categories = hooks.Topics(), hooks.Categories()
+	deps.Templates, deps.Triggers, deps.Hints = hooks.Templates(), hooks.Triggers, hooks.Hints()
+	deps.Ended, deps.Endings = login.HasEnded, login.Ended
+	deps.Acting = func(e *core.RequestEvent) bool {
+		c := sessions.Current(e)
+		return c != nil && c.Actor != nil
+	}
+	return push.New(cfg, deps)
 }
 
 // sandbox returns a function that opens the program on a copy of the data.

@@ -28,7 +28,6 @@ import (
 	"github.com/satchelbase/satchel/extensions/identities"
 	"github.com/satchelbase/satchel/extensions/impersonation"
 	"github.com/satchelbase/satchel/extensions/jobs"
-	"github.com/satchelbase/satchel/extensions/live"
 	"github.com/satchelbase/satchel/extensions/logs"
 	"github.com/satchelbase/satchel/extensions/memory"
 	"github.com/satchelbase/satchel/extensions/metrics"
@@ -43,7 +42,6 @@ import (
 	"github.com/satchelbase/satchel/extensions/rules"
 	"github.com/satchelbase/satchel/extensions/secrets"
 	"github.com/satchelbase/satchel/extensions/sessions"
-	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
 	"github.com/satchelbase/satchel/extensions/sync/doors"
@@ -73,7 +71,9 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 	all := func() []extensions.Extension { return list }
 	groups := teams.New(cfg.teams, teams.Deps{PublicURL: cfg.general.PublicURL, Audit: log.Note, Mail: mails.Send})
 	accounts := newAccounts(cfg.account, queue, sess, db, log, vault.Key)
-	ops.Add(hooks.Operations(), groups.Operations(), accounts.Operations(), queueOperations(queue))
+	hub := newHub(cfg.live, pb, db, clog)
+	pushes := newPush(cfg.push, clog, queue, push.Deps{Vault: vault, Audit: log.Note, Live: hub.Sessions})
+	ops.Add(hooks.Operations(), groups.Operations(), accounts.Operations(), queueOperations(queue), pushes.Operations())
 	list = []extensions.Extension{
 		api.New(cfg.api),
 		logs.New(cfg.logs),
@@ -112,9 +112,9 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 			SuspectWaits: db.SuspectWaits, Healthy: db.Healthy, Unavailable: store.IsUnavailable,
 		}),
 		health.New(cfg.health, all, admins.May),
-		live.New(cfg.live, clog, live.Deps{Sessions: login.Endings{DB: pb.ConcurrentDB, Table: db.TableVersion}, Channels: hooks.Channels()}).Extension(),
+		hub.Extension(),
 		doors.Open(syncer),
-		push.New(cfg.push, push.Deps{Vault: vault, Audit: log.Note}).Extension(),
+		pushes.Extension(),
 		demo.New(),
 		rules.New(sandbox(cfg, pb)),
 		deploy.New(),

@@ -178,12 +178,11 @@ func others() []rowSpec {
 	}
 }
 
-func jobs(ctx context.Context, b *bench, r *report.Row) error { return queue.Row(ctx, b.dir, b.plan.size.Notes, r) }
+func jobs(ctx context.Context, b *bench, r *report.Row) error {
+	return queue.Row(ctx, b.dir, b.plan.size.Notes, r)
+}
 
 func side() []rowSpec {
-	jobs := func(ctx context.Context, b *bench, r *report.Row) error {
-		return queue.Row(ctx, b.dir, b.plan.size.Notes, r)
-	}
 	return []rowSpec{
 		{id: "jobs", title: "side row: background jobs of no work", run: jobs, columns: queue.Columns(), targets: queue.Targets()},
 		{

@@ -193,7 +193,7 @@ func (p *Push) connect(cmd *cobra.Command, h *extensions.Host, set credentials.S
 	defer cancel()
 	asked := s.Check(ctx)
 	if asked.Outcome == sender.Unauthorized || asked.Outcome == sender.Rejected {
-		return cli.Fail(cli.ExitChecks, "the provider refuses the credentials", reason(asked), "nothing was kept; "+hint(set.Platform(), asked))
+		return cli.Fail(cli.ExitChecks, "the provider refuses the credentials", reason(asked), "nothing was kept; "+advice(set.Platform(), asked))
 	}
 	if err := p.deps.Vault.Unlock(); err != nil {
 		return fmt.Errorf("unlock vault: %w", err)
@@ -233,8 +233,8 @@ func reason(r sender.Result) string {
 	return strings.Join(parts, ": ")
 }
 
-// hint is what mends what a provider refuses.
-func hint(p sender.Platform, r sender.Result) string {
+// advice is what mends what a provider refuses.
+func advice(p sender.Platform, r sender.Result) string {
 	switch {
 	case p == sender.APNs && r.Code == "InvalidProviderToken":
 		return "key id, team id and key do not belong together, or the key was revoked"

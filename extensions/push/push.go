@@ -1,29 +1,55 @@
 // Package push sends notifications to devices. This part of it keeps the credentials of the providers and lends their
-// senders; package sender is the interface to them.
+// senders; package sender is the interface to them, package device knows whom they can reach, package outbox sends messages and
+// keeps account of what became of it, and package trigger does so when records change.
 //
-// Settings: SATCHEL_PUSH_*. Tables: push_credentials. Commands: satchel push. Without credentials it does nothing and costs
-// nothing. A provider that is down costs its own pushes alone: calls have deadlines and breakers.
+// Settings: SATCHEL_PUSH_*. Tables: push_credentials and those of packages device and outbox. Collection: the inbox, if
+// SATCHEL_PUSH_INBOX names one. Commands: satchel push. Operations: push.send and others. Without credentials and messages
+// it does nothing and costs nothing. A provider that is down costs its own pushes alone: calls have deadlines and breakers.
 package push
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
+	"slices"
 	"strings"
+	"time"
 
+	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
+	"github.com/pocketbase/pocketbase/tools/router"
 	"github.com/spf13/cobra"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/changes"
 	"github.com/satchelbase/satchel/extensions/internal/outbound"
 	"github.com/satchelbase/satchel/extensions/internal/secret"
+	"github.com/satchelbase/satchel/extensions/jobs"
+	"github.com/satchelbase/satchel/extensions/live/channel"
+	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/push/credentials"
+	"github.com/satchelbase/satchel/extensions/push/device"
+	"github.com/satchelbase/satchel/extensions/push/hint"
+	"github.com/satchelbase/satchel/extensions/push/message"
+	"github.com/satchelbase/satchel/extensions/push/outbox"
 	"github.com/satchelbase/satchel/extensions/push/sender"
+	"github.com/satchelbase/satchel/extensions/push/trigger"
 )
 
 // Config is read from SATCHEL_PUSH_*. Credentials are none of it: satchel push connect takes them.
 type Config struct {
 	Concurrency int `env:"CONCURRENCY" default:"500" help:"pushes under way at once, for each platform"`
+
+	Devices      int      `env:"DEVICES" default:"20" help:"devices of one account; beyond, the one that was seen least recently goes"`
+	DeviceTopics int      `env:"DEVICE_TOPICS" default:"100" help:"topics of one device"`
+	Topics       []string `env:"TOPICS" default:"" help:"topics that devices can join, as pattern=join rule; * lets everybody who is signed in; a pattern such as team:{id} gives the rule @request.query.id"`
+	Categories   []string `env:"CATEGORIES" default:"" help:"what people can switch on and off, as name=words: defer (without a word), drop, collapse or always say what becomes of a message in quiet hours or beyond a cap, off makes it silent until it is switched on, and 3/24h is a cap"`
+	Cap          string   `env:"CAP" default:"" help:"how many messages an account gets of all categories together, such as 30/24h; nothing is no cap"`
+
+	Keep         time.Duration `env:"KEEP" default:"14d" help:"how long texts and deliveries of a message are kept once it is sent; totals stay"`
+	KeepMessages time.Duration `env:"KEEP_MESSAGES" default:"400d" help:"how long the totals of a message are kept"`
+	Inbox        string        `env:"INBOX" default:"" help:"name of the collection that keeps notifications for users to read again, such as inbox; nothing is none"`
 
 	APNsEndpoint        string `env:"APNS_ENDPOINT" default:"" help:"development only: address instead of Apple's, such as that of satchel dev stubs"`
 	APNsSandboxEndpoint string `env:"APNS_SANDBOX_ENDPOINT" default:"" help:"development only: the same for apps under development"`
@@ -39,6 +65,21 @@ func (c Config) Validate() error {
 	if c.Concurrency < 1 || c.Concurrency > 5000 {
 		problems = append(problems, errors.New("CONCURRENCY: must be between 1 and 5000"))
 	}
+	if c.Devices < 1 || c.Devices > 1000 {
+		problems = append(problems, errors.New("DEVICES: must be between 1 and 1000"))
+	}
+	if c.DeviceTopics < 0 || c.DeviceTopics > 10_000 {
+		problems = append(problems, errors.New("DEVICE_TOPICS: must be between 0 and 10000"))
+	}
+	if c.Keep < time.Hour || c.KeepMessages < c.Keep {
+		problems = append(problems, errors.New("KEEP: must be at least 1h, and KEEP_MESSAGES not shorter"))
+	}
+	if c.Inbox != "" && !regexp.MustCompile(`^[a-z][a-z0-9_]{0,49}$`).MatchString(c.Inbox) {
+		problems = append(problems, errors.New("INBOX: must be a name of small letters, digits and underscores"))
+	}
+	if _, err := c.registry(); err != nil {
+		problems = append(problems, err)
+	}
 	for key, address := range map[string]string{
 		"APNS_ENDPOINT": c.APNsEndpoint, "APNS_SANDBOX_ENDPOINT": c.APNsSandboxEndpoint, "FCM_ENDPOINT": c.FCMEndpoint, "EXPO_ENDPOINT": c.ExpoEndpoint,
 	} {
@@ -47,6 +88,37 @@ func (c Config) Validate() error {
 		}
 	}
 	return errors.Join(problems...)
+}
+
+// registry is what the settings say of devices.
+func (c Config) registry() (device.Options, error) {
+	o := device.Options{Devices: c.Devices, Topics: c.DeviceTopics}
+	var problems []error
+	for _, text := range c.Topics {
+		family, err := device.ParseTopic(text)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("TOPICS: %w", err))
+		}
+		o.Families = append(o.Families, family)
+	}
+	for _, text := range c.Categories {
+		category, err := device.ParseCategory(text)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("CATEGORIES: %w", err))
+		}
+		o.Categories = append(o.Categories, category)
+	}
+	if c.Cap != "" {
+		limit, err := device.ParseCap(c.Cap)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("CAP: %w", err))
+		}
+		o.Cap = limit
+	}
+	if err := o.Check(); err != nil && len(problems) == 0 {
+		problems = append(problems, fmt.Errorf("CATEGORIES: %w", err))
+	}
+	return o, errors.Join(problems...)
 }
 
 // forDevelopment reports whether anything is set that production must not have.
@@ -77,6 +149,30 @@ type Deps struct {
 
 	// Audit records who did what. Nil: nobody does.
 	Audit func(app core.App, e *core.RequestEvent, action, outcome string, subject *core.Record, details map[string]any) error
+
+	// Jobs do the work, and Log tells what has changed.
+	Jobs *jobs.Jobs
+	Log  *changes.Log
+
+	// Live returns the sessions with which an account is connected, and whether it is at all. Nil: none is.
+	Live func(collection, id string) (sessions []string, connected bool)
+
+	// Leader reports whether this process follows changes. Nil is yes.
+	Leader func() bool
+
+	// Templates are texts that messages may name, Triggers what happens when records change, Hints who is told to sync then.
+	Templates []message.Template
+	Triggers  func(o *outbox.Outbox) []trigger.Trigger
+	Hints     []hint.Hint
+
+	// Ended, Endings and Acting tell of sessions; see [device.Deps].
+	Ended   func(db dbx.Builder, session string) (bool, error)
+	Endings string
+	Acting  func(e *core.RequestEvent) bool
+
+	// Topics and Categories are declared beside those of the settings.
+	Topics     []channel.Channel
+	Categories []device.Category
 }
 
 // Push is the feature at work. It is safe for concurrent use once the server listens.
@@ -84,6 +180,10 @@ type Push struct {
 	cfg    Config
 	deps   Deps
 	keeper *credentials.Keeper
+
+	devices  *device.Registry
+	outbox   *outbox.Outbox
+	triggers *trigger.Triggers
 }
 
 // New returns the feature. cfg must be valid.
@@ -91,9 +191,24 @@ func New(cfg Config, deps Deps) *Push {
 	if deps.Audit == nil {
 		deps.Audit = func(core.App, *core.RequestEvent, string, string, *core.Record, map[string]any) error { return nil }
 	}
-	return &Push{cfg: cfg, deps: deps, keeper: credentials.New(deps.Vault, credentials.Options{
+	o, _ := cfg.registry() // it was validated
+	o.Families, o.Categories = slices.Concat(deps.Topics, o.Families), slices.Concat(deps.Categories, o.Categories)
+	devices := device.New(o, device.Deps{Vault: deps.Vault, Connected: connected, Ended: deps.Ended, Endings: deps.Endings, Acting: deps.Acting})
+	p := &Push{cfg: cfg, deps: deps, devices: devices, keeper: credentials.New(deps.Vault, credentials.Options{
 		Size: cfg.Concurrency, APNs: cfg.APNsEndpoint, APNsSandbox: cfg.APNsSandboxEndpoint, FCM: cfg.FCMEndpoint, Expo: cfg.ExpoEndpoint,
 	})}
+	p.outbox = outbox.New(outbox.Config{Keep: cfg.Keep, KeepSums: cfg.KeepMessages, Inbox: cfg.Inbox}, outbox.Deps{
+		Jobs: deps.Jobs, Devices: devices, Vault: deps.Vault, Sender: p.Sender, Live: deps.Live, Templates: deps.Templates,
+	})
+	var list []trigger.Trigger
+	if deps.Triggers != nil {
+		list = deps.Triggers(p.outbox)
+	}
+	for _, h := range deps.Hints {
+		list = append(list, h.Trigger(p.outbox))
+	}
+	p.triggers = trigger.New(trigger.Deps{Jobs: deps.Jobs, Log: deps.Log, Leader: deps.Leader}, list)
+	return p
 }
 
 // Sender returns the sender of a platform, or [credentials.ErrNotConnected]. It must not be called inside a transaction.
@@ -101,21 +216,43 @@ func (p *Push) Sender(ctx context.Context, platform sender.Platform) (sender.Sen
 	return p.keeper.Sender(ctx, platform)
 }
 
-// Extension is the feature for the list in main.go.
+// Devices is the registry of devices.
+func (p *Push) Devices() *device.Registry { return p.devices }
+
+// Outbox sends messages.
+func (p *Push) Outbox() *outbox.Outbox { return p.outbox }
+
+// Operations are those of messages.
+func (p *Push) Operations() []operations.Operation { return p.outbox.Operations() }
+
+// Extension is the feature for the list in main.go. It must come behind that of the jobs.
 func (p *Push) Extension() extensions.Extension {
 	return extensions.Extension{
 		Name:       "push",
 		Settings:   p.cfg,
-		Tables:     []string{credentials.Table},
-		Migrations: []extensions.Migration{extensions.Tables(1795504000, "create_credentials", credentials.Statements(), credentials.Table)},
+		Codes:      slices.Concat(device.Codes(), outbox.Codes()),
+		Tables:     slices.Concat([]string{credentials.Table}, device.Tables(), outbox.Tables()),
+		Migrations: slices.Concat([]extensions.Migration{extensions.Tables(1795504000, "create_credentials", credentials.Statements(), credentials.Table)}, device.Migrations(1795505000), outbox.Migrations()),
+		Bind: func(h *extensions.Host) error {
+			return errors.Join(p.devices.Bind(h), p.outbox.Bind(h), p.triggers.Bind(h))
+		},
+		Routes: func(g *router.RouterGroup[*core.RequestEvent]) {
+			p.devices.Routes(g)
+			p.outbox.Routes(g)
+		},
 		Serve: func(h *extensions.Host, _ *core.ServeEvent) error {
-			return p.open(h)
+			return errors.Join(p.open(h), p.devices.Serve(h), p.outbox.PrepareInbox(h.App))
 		},
-		Stop: func(context.Context) error {
+		Start: func(ctx context.Context, h *extensions.Host) error {
+			return errors.Join(p.devices.Start(ctx, h), p.triggers.Start(ctx, h))
+		},
+		Stop: func(ctx context.Context) error {
+			err := p.triggers.Stop(ctx)
 			p.keeper.Close()
-			return nil
+			return errors.Join(err, p.devices.Stop(ctx))
 		},
-		Checks:   []extensions.Check{{Name: "push", Run: check}},
+		Checks:   []extensions.Check{{Name: "push", Run: check}, {Name: "push devices", Run: p.devices.Check}},
+		Metrics:  p.devices.Metrics(),
 		Commands: func(h *extensions.Host) []*cobra.Command { return []*cobra.Command{p.command(h)} },
 	}
 }
@@ -128,6 +265,16 @@ func (p *Push) open(h *extensions.Host) error {
 	}
 	p.keeper.Open(h.App, o)
 	return nil
+}
+
+// connected lists the platforms that have credentials, and the key of Web Push.
+func connected(app core.App) (map[sender.Platform]string, error) {
+	list, err := credentials.List(app)
+	out := make(map[sender.Platform]string, len(list))
+	for _, e := range list {
+		out[e.Platform] = e.Facts.PublicKey
+	}
+	return out, err
 }
 
 // check shows what is connected.

@@ -136,7 +136,7 @@ func (p *Push) try(ctx context.Context, cmd *cobra.Command, args []string, push 
 func shown(platform sender.Platform, r sender.Result) outcome {
 	o := outcome{platform, r.Outcome.String(), r.ID, r.Status, r.Code, r.Detail, r.After.Seconds(), ""}
 	if r.Outcome != sender.Accepted {
-		o.Next = hint(platform, r)
+		o.Next = advice(platform, r)
 	}
 	return o
 }

@@ -29,3 +29,12 @@ func (e Endings) Ended(ids []string) ([]string, error) {
 	}
 	return ended, nil
 }
+
+// HasEnded reports whether a session has ended. One that is not known has not.
+func HasEnded(db dbx.Builder, id string) (bool, error) {
+	var ended bool
+	if err := db.NewQuery("SELECT EXISTS (SELECT 1 FROM " + Ended + " WHERE id = {:id})").Bind(dbx.Params{"id": id}).Row(&ended); err != nil {
+		return false, fmt.Errorf("find ended session: %w", err)
+	}
+	return ended, nil
+}
