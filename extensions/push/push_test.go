@@ -17,6 +17,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/internal/secret"
 	"github.com/satchelbase/satchel/extensions/internal/stubs/apns"
 	"github.com/satchelbase/satchel/extensions/internal/stubs/loopback"
+	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/push"
 	"github.com/satchelbase/satchel/extensions/push/credentials"
 	"github.com/satchelbase/satchel/extensions/push/sender"
@@ -46,15 +47,16 @@ func start(t *testing.T) *fixture {
 	f := &fixture{stub: stub, dir: t.TempDir()}
 	cfg := settings.Defaults[push.Config]()
 	cfg.APNsEndpoint, cfg.APNsSandboxEndpoint, cfg.AllowLoopback, cfg.CAFile = stub.Production.URL, stub.Sandbox.URL, true, f.file(t, "ca.pem", authority.PEM())
+	vault, queue := secret.Fixed([]byte(strings.Repeat("k", 32))), jobs.New(settings.Defaults[jobs.Config]())
 	f.push = push.New(cfg, push.Deps{
-		Vault: secret.Fixed([]byte(strings.Repeat("k", 32))),
+		Jobs: queue, Vault: vault,
 		Audit: func(_ core.App, _ *core.RequestEvent, action, outcome string, _ *core.Record, details map[string]any) error {
 			text, err := json.Marshal(details)
 			f.audited = append(f.audited, action+" "+outcome+" "+string(text))
 			return err
 		},
 	})
-	f.App = apptest.New(t, f.push.Extension())
+	f.App = apptest.New(t, queue.Extension(jobs.Deps{Vault: vault}), f.push.Extension())
 	return f
 }
 
@@ -284,7 +286,7 @@ func TestProduction(t *testing.T) {
 	} {
 		cfg := settings.Defaults[push.Config]()
 		change(&cfg)
-		x := push.New(cfg, push.Deps{Vault: secret.Fixed([]byte("k"))}).Extension()
+		x := push.New(cfg, push.Deps{Jobs: jobs.New(settings.Defaults[jobs.Config]()), Vault: secret.Fixed([]byte("k"))}).Extension()
 		err := x.Serve(&extensions.Host{App: f.App, Production: true, Logger: f.Host.Logger}, nil)
 		if (err == nil) != (want == "") {
 			t.Errorf("%s: %v", want, err)
