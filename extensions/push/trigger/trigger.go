@@ -80,12 +80,6 @@ const (
 
 	// reader is the name of the position in the change log.
 	reader = "push.triggers"
-
-	// page is how many changes one transaction looks at.
-	page = 500
-
-	// retryAfter is the wait after the log could not be read.
-	retryAfter = time.Second
 )
 
 // Triggers is the feature. Without declared triggers it does nothing.
@@ -142,7 +136,7 @@ func (t *Triggers) Start(ctx context.Context, _ *extensions.Host) error {
 	t.done = make(chan struct{})
 	go func() {
 		defer close(t.done)
-		t.follow(ctx)
+		(&follower{Triggers: t, reader: t.deps.Log.Reader(reader)}).follow(ctx)
 	}()
 	return nil
 }
@@ -159,59 +153,6 @@ func (t *Triggers) Stop(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-func (t *Triggers) follow(ctx context.Context) {
-	r := t.deps.Log.Reader(reader)
-	for ctx.Err() == nil {
-		var err error
-		if t.deps.Leader == nil || t.deps.Leader() {
-			err = t.next(ctx, r)
-		} else {
-			err = errNotLeader
-		}
-		if err == nil || ctx.Err() != nil {
-			continue
-		}
-		if reset, ok := errors.AsType[*changes.ResetError](err); ok {
-			t.log.Warn("changes were missed by triggers: the data has gone back in time, or they were away for too long", "reason", reset.Reason)
-			if err = r.Reset(t.app, reset.Now); err == nil {
-				continue
-			}
-		}
-		if !errors.Is(err, errNotLeader) {
-			t.log.Warn("triggers wait", "error", err)
-		}
-		select {
-		case <-time.After(retryAfter):
-		case <-ctx.Done():
-		}
-	}
-}
-
-var errNotLeader = errors.New("another process follows the changes")
-
-// next waits for changes and asks for their jobs.
-func (t *Triggers) next(ctx context.Context, r *changes.Reader) error {
-	list, to, err := r.Next(ctx, page)
-	if err != nil {
-		return err
-	}
-	tasks, err := t.tasks(to.Epoch, list)
-	if err != nil {
-		return err
-	}
-	return t.app.RunInTransaction(func(tx core.App) error {
-		if err := r.Advance(tx, to); err != nil {
-			return err
-		}
-		for _, one := range tasks {
-			if _, err := t.deps.Jobs.Enqueue(tx, kind, one, jobs.Options{Key: one.key()}); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
 }
 
 // task is what a job is given.
