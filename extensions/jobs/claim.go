@@ -10,6 +10,7 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
+	"github.com/satchelbase/satchel/extensions/internal/serial"
 	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
 
@@ -88,7 +89,7 @@ func (j *Jobs) promote(tx core.App) (next int64, err error) {
 // job makes an attempt of a claimed row.
 func (j *Jobs) job(r table.Row, q *queue) *Job {
 	job := &Job{
-		ID: table.FormatID(r.ID), Kind: r.Kind, Owner: ownerOf(&r), Attempt: r.Attempt, DueAt: time.UnixMilli(r.RunAt).UTC(), Request: r.Request,
+		ID: serial.Format(r.ID), Kind: r.Kind, Owner: ownerOf(&r), Attempt: r.Attempt, DueAt: time.UnixMilli(r.RunAt).UTC(), Request: r.Request,
 		jobs: j, kind: j.kinds[r.Kind], id: r.ID, lane: r.Lane, from: q, payload: []byte(r.Payload), position: r.Position, expires: r.ExpiresAt, most: r.MaxAttempts,
 	}
 	if r.Steps != "" {

@@ -13,6 +13,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/internal/pb"
+	"github.com/satchelbase/satchel/extensions/internal/serial"
 	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
 
@@ -113,11 +114,11 @@ func (j *Jobs) insert(tx core.App, k *Kind, inputs []any, o Options, now time.Ti
 				return nil, err
 			}
 			if taken != 0 {
-				ids[i] = table.FormatID(taken)
+				ids[i] = serial.Format(taken)
 				continue
 			}
 		}
-		ids[i] = table.FormatID(w.ID)
+		ids[i] = serial.Format(w.ID)
 		asked = append(asked, w)
 	}
 	if len(asked) == 0 {
@@ -131,7 +132,7 @@ func (j *Jobs) insert(tx core.App, k *Kind, inputs []any, o Options, now time.Ti
 		if slices.Contains(made, w.ID) {
 			continue
 		}
-		at := slices.Index(ids, table.FormatID(w.ID))
+		at := slices.Index(ids, serial.Format(w.ID))
 		if ids[at], err = j.holder(tx, k, w, inputs[at], o, now); err != nil {
 			return nil, err
 		}
@@ -152,7 +153,7 @@ func (j *Jobs) holder(tx core.App, k *Kind, w table.Fresh, input any, o Options,
 	if err != nil {
 		return "", err
 	}
-	return table.FormatID(id), nil
+	return serial.Format(id), nil
 }
 
 // want prepares a job: its input is checked, and sealed if the kind says so.
@@ -184,7 +185,7 @@ func (j *Jobs) seal(k *Kind, id int64, plain string) (string, error) {
 	return sealed, nil
 }
 
-func sealedFor(id int64) string { return table.Queue + "|payload|" + table.FormatID(id) }
+func sealedFor(id int64) string { return table.Queue + "|payload|" + serial.Format(id) }
 
 // write inserts the jobs whose ids and keys are free, and returns the ids.
 func (j *Jobs) write(tx core.App, k *Kind, list []table.Fresh, o Options, now time.Time) (made []int64, err error) {

@@ -37,6 +37,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/internal/secret"
+	"github.com/satchelbase/satchel/extensions/internal/serial"
 	"github.com/satchelbase/satchel/extensions/jobs/presence"
 	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
@@ -106,7 +107,7 @@ type Jobs struct {
 	deps  Deps
 	epoch string // of this process
 	now   func() time.Time
-	ids   table.Counter
+	ids   serial.Counter
 	kinds map[string]*Kind
 	err   error // of declarations
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
 	"github.com/satchelbase/satchel/extensions/internal/secret"
+	"github.com/satchelbase/satchel/extensions/internal/serial"
 	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/jobs/table"
 	"github.com/satchelbase/satchel/extensions/settings"
@@ -88,7 +89,7 @@ func TestMail(t *testing.T) {
 				t.Errorf("%q can be read in %s", clear, r.Payload)
 			}
 		}
-		v, err := table.Show(f.App.App, table.FormatID(r.ID))
+		v, err := table.Show(f.App.App, serial.Format(r.ID))
 		if err != nil || string(v.Payload) != "null" {
 			t.Errorf("an operator sees %s, %v", v.Payload, err)
 		}
@@ -209,7 +210,7 @@ func TestMailServer(t *testing.T) {
 	await(t, "the first attempt", func() bool {
 		list := f.waiting(t)
 		if len(list) == 1 && list[0].Stands() == jobs.Scheduled {
-			id = table.FormatID(list[0].ID)
+			id = serial.Format(list[0].ID)
 		}
 		return id != ""
 	})

@@ -7,13 +7,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"strconv"
-	"sync/atomic"
 	"time"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/internal/serial"
 )
 
 // The tables. A job is in Queue until it has ended well or was cancelled, and in History afterwards.
@@ -160,7 +159,7 @@ func (r *Row) Stands() State {
 // Status is what the owner may see of it.
 func (r *Row) Status() Status {
 	s := Status{
-		ID: FormatID(r.ID), Kind: r.Kind, Queue: r.Queue, State: r.Stands(), Attempts: r.Attempt, Done: r.Done, Total: r.Total,
+		ID: serial.Format(r.ID), Kind: r.Kind, Queue: r.Queue, State: r.Stands(), Attempts: r.Attempt, Done: r.Done, Total: r.Total,
 		DueAt: time.UnixMilli(r.RunAt).UTC(), CreatedAt: time.UnixMilli(r.CreatedAt).UTC(), StartedAt: Moment(r.StartedAt), FinishedAt: Moment(r.FinishedAt),
 		Err: r.Error,
 	}
@@ -186,30 +185,10 @@ func Millis(t time.Time) int64 {
 	return t.UnixMilli()
 }
 
-// Counter makes ids that grow: 41 bits of milliseconds, good until 2039 with the sign bit free until 2109, and 21 bits that
-// begin anywhere in the lower half and count. Two processes meet once in a million milliseconds that both enqueue in, and
-// then try again.
-type Counter struct{ last atomic.Int64 }
-
-// Next is an id that is larger than those before.
-func (c *Counter) Next(now time.Time) int64 {
-	fresh := now.UnixMilli()<<21 | rand.Int64N(1<<20) //nolint:gosec // nobody gains by guessing it: owners see their jobs alone
-	for {
-		last := c.last.Load()
-		id := max(fresh, last+1)
-		if c.last.CompareAndSwap(last, id) {
-			return id
-		}
-	}
-}
-
-// FormatID is an id as the outside sees it.
-func FormatID(id int64) string { return strconv.FormatInt(id, 36) }
-
-// ParseID is the reverse. The error is [ErrNotFound].
+// ParseID reads the id of a job. The error is [ErrNotFound].
 func ParseID(text string) (int64, error) {
-	id, err := strconv.ParseInt(text, 36, 64)
-	if err != nil || id <= 0 || FormatID(id) != text {
+	id, err := serial.Parse(text)
+	if err != nil {
 		return 0, ErrNotFound
 	}
 	return id, nil

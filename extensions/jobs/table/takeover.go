@@ -6,6 +6,8 @@ import (
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/internal/serial"
 )
 
 // runsTable held background work before this package did.
@@ -30,7 +32,7 @@ func TakeOverRuns(app core.App) error {
 	if err := app.NonconcurrentDB().Select("*").From(runsTable).OrderBy("created_at").All(&runs); err != nil {
 		return fmt.Errorf("read background runs: %w", err)
 	}
-	var ids Counter
+	var ids serial.Counter
 	for _, r := range runs {
 		id := ids.Next(time.UnixMilli(r.CreatedAt))
 		row := dbx.Params{
@@ -57,7 +59,7 @@ func TakeOverRuns(app core.App) error {
 			if !app.HasTable(refers) {
 				continue
 			}
-			if _, err := app.NonconcurrentDB().Update(refers, dbx.Params{"run": FormatID(id)}, dbx.HashExp{"run": r.ID}).Execute(); err != nil {
+			if _, err := app.NonconcurrentDB().Update(refers, dbx.Params{"run": serial.Format(id)}, dbx.HashExp{"run": r.ID}).Execute(); err != nil {
 				return fmt.Errorf("name the job of run %s in %s: %w", r.ID, refers, err)
 			}
 		}

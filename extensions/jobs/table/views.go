@@ -12,6 +12,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/internal/serial"
 )
 
 // View is a job as admins see it.
@@ -100,22 +101,15 @@ func List(app core.App, f Filter) (Page, error) {
 	if f.Queue != "" {
 		where["queue"] = f.Queue
 	}
-	q := app.ConcurrentDB().Select("*").From(from).Where(where).OrderBy("id DESC").Limit(int64(f.Limit) + 1)
-	if f.Cursor != "" {
-		before, err := ParseID(f.Cursor)
-		if err != nil {
-			return page, api.InvalidBody(api.FieldError{Field: "cursor", Code: api.ErrValidation.Name, Message: "is not the id of a job"})
-		}
-		q.AndWhere(dbx.NewExp("id < {:before}", dbx.Params{"before": before}))
+	q := app.ConcurrentDB().Select("*").From(from).Where(where)
+	rows, next, err := serial.Newest(q, f.Cursor, f.Limit, func(r *Row) int64 { return r.ID })
+	if errors.Is(err, serial.ErrForm) {
+		return page, api.InvalidBody(api.FieldError{Field: "cursor", Code: api.ErrValidation.Name, Message: "is not the id of a job"})
 	}
-	var rows []Row
-	if err := q.All(&rows); err != nil {
+	if err != nil {
 		return page, fmt.Errorf("list jobs: %w", err)
 	}
-	if len(rows) > f.Limit {
-		rows = rows[:f.Limit]
-		page.Next = FormatID(rows[f.Limit-1].ID)
-	}
+	page.Next = next
 	for i := range rows {
 		page.Jobs = append(page.Jobs, rows[i].view())
 	}

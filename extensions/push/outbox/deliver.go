@@ -11,6 +11,7 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
+	"github.com/satchelbase/satchel/extensions/internal/serial"
 	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/push/batch"
 	"github.com/satchelbase/satchel/extensions/push/credentials"
@@ -101,7 +102,7 @@ func (s *shipment) renderer() (func(locale string) (*sender.Notification, error)
 				return nil, err
 			}
 		}
-		n := s.m.Notification(text, format(s.row.ID))
+		n := s.m.Notification(text, serial.Format(s.row.ID))
 		if n.TTL > 0 { // what has waited here need not wait as long there
 			n.TTL = max(min(n.TTL, remaining), time.Second)
 		}
@@ -271,7 +272,7 @@ func (o *Outbox) askReceipts(tx core.App, list []result, round int) error {
 	}
 	in := receipts{Round: round}
 	for _, r := range list {
-		in.Pushes = append(in.Pushes, receipt{format(r.message), r.device, r.provider, r.since})
+		in.Pushes = append(in.Pushes, receipt{serial.Format(r.message), r.device, r.provider, r.since})
 	}
 	_, err := o.deps.Jobs.Enqueue(tx, receiptKind, in, jobs.Options{Delay: receiptWaits()[round]})
 	return err

@@ -11,6 +11,7 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
+	"github.com/satchelbase/satchel/extensions/internal/serial"
 	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/push/device"
 	"github.com/satchelbase/satchel/extensions/push/message"
@@ -175,7 +176,7 @@ func (f *fan) write(tx core.App, list []device.Device, first bool) error {
 		return errors.Join(err, errStopped)
 	}
 	if f.m.Inbox {
-		if err := f.inbox.Deliver(tx, format(f.id), f.m, f.receivers(list, first)); err != nil {
+		if err := f.inbox.Deliver(tx, serial.Format(f.id), f.m, f.receivers(list, first)); err != nil {
 			return err
 		}
 	}
@@ -248,12 +249,12 @@ func (o *Outbox) chunks(tx core.App, message int64, priority int, byTime map[tim
 	for at, list := range byTime {
 		slices.Sort(list)
 		for some := range slices.Chunk(list, chunkSize) {
-			id := o.numbers.next(o.now())
+			id := o.numbers.Next(o.now())
 			options := jobs.Options{At: at, Priority: priority}
 			if at.IsZero() {
 				options.At = o.now()
 			}
-			job, err := o.deps.Jobs.Enqueue(tx, chunkKind, chunk{ID: format(id)}, options)
+			job, err := o.deps.Jobs.Enqueue(tx, chunkKind, chunk{ID: serial.Format(id)}, options)
 			if err != nil {
 				return err
 			}

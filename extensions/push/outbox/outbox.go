@@ -27,6 +27,7 @@ import (
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/internal/secret"
+	"github.com/satchelbase/satchel/extensions/internal/serial"
 	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/push/batch"
 	"github.com/satchelbase/satchel/extensions/push/device"
@@ -74,7 +75,7 @@ type Outbox struct {
 	cfg       Config
 	deps      Deps
 	templates map[string]template.Texts
-	numbers   numbers
+	numbers   serial.Counter
 	writer    batch.Writer[result]
 	inbox     *inbox.Inbox
 	now       func() time.Time
@@ -173,7 +174,7 @@ func (o *Outbox) insert(tx core.App, m *message.Message, spec string, now time.T
 	if due.Before(now) {
 		due = now
 	}
-	id, sum := o.numbers.next(now), sha256.Sum256([]byte(spec))
+	id, sum := o.numbers.Next(now), sha256.Sum256([]byte(spec))
 	n, err := exec(tx, `INSERT INTO `+messagesTable+` (id, key, digest, state, spec, target, category, due_at, ends_at, created_at)
 		VALUES ({:id}, {:key}, {:digest}, {:state}, {:spec}, {:target}, {:category}, {:due}, {:ends}, {:now})
 		ON CONFLICT (key) WHERE key <> '' DO NOTHING`, dbx.Params{
@@ -186,14 +187,14 @@ func (o *Outbox) insert(tx core.App, m *message.Message, spec string, now time.T
 	if n == 0 {
 		return repeated(tx, m.Key, sum)
 	}
-	job, err := o.deps.Jobs.Enqueue(tx, fanoutKind, fanout{Message: format(id)}, jobs.Options{At: due, Priority: m.Urgency()})
+	job, err := o.deps.Jobs.Enqueue(tx, fanoutKind, fanout{Message: serial.Format(id)}, jobs.Options{At: due, Priority: m.Urgency()})
 	if err != nil {
 		return Sent{}, err
 	}
 	if _, err := exec(tx, `UPDATE `+messagesTable+` SET job = {:job} WHERE id = {:id}`, dbx.Params{"job": job, "id": id}); err != nil {
 		return Sent{}, fmt.Errorf("keep job of message: %w", err)
 	}
-	return Sent{ID: format(id), DueAt: due.UTC().Truncate(time.Millisecond)}, nil
+	return Sent{ID: serial.Format(id), DueAt: due.UTC().Truncate(time.Millisecond)}, nil
 }
 
 // repeated is the message that has the key. What differs is another message, and a mistake.
@@ -206,7 +207,7 @@ func repeated(tx core.App, key string, sum [sha256.Size]byte) (Sent, error) {
 	if [sha256.Size]byte(r.Digest) != sum {
 		return Sent{}, api.Fail(ErrKeyReused, "the message with this key says something else")
 	}
-	return Sent{ID: format(r.ID), DueAt: time.UnixMilli(r.DueAt).UTC(), Duplicate: true}, nil
+	return Sent{ID: serial.Format(r.ID), DueAt: time.UnixMilli(r.DueAt).UTC(), Duplicate: true}, nil
 }
 
 // Cancel stops a message. Pushes that are under way end as they would.

@@ -4,15 +4,13 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"strconv"
-	"sync/atomic"
 	"time"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/internal/serial"
 	"github.com/satchelbase/satchel/extensions/push/message"
 )
 
@@ -110,7 +108,7 @@ type row struct {
 func (r *row) message() (*message.Message, error) {
 	m, err := message.Decode(r.Spec)
 	if err != nil {
-		return nil, fmt.Errorf("message %s: %w", format(r.ID), err)
+		return nil, fmt.Errorf("message %s: %w", serial.Format(r.ID), err)
 	}
 	return m, nil
 }
@@ -130,25 +128,9 @@ func find(app core.App, id int64) (*row, error) {
 	return &r, nil
 }
 
-// numbers makes ids that grow with time, and whose next one nobody knows.
-type numbers struct{ last atomic.Int64 }
-
-func (n *numbers) next(now time.Time) int64 {
-	fresh := now.UnixMilli()<<21 | rand.Int64N(1<<20) //nolint:gosec // ids are no secrets: opening one takes a signature
-	for {
-		last := n.last.Load()
-		id := max(fresh, last+1)
-		if n.last.CompareAndSwap(last, id) {
-			return id
-		}
-	}
-}
-
-func format(id int64) string { return strconv.FormatInt(id, 36) }
-
 func parse(text string) (int64, error) {
-	id, err := strconv.ParseInt(text, 36, 64)
-	if err != nil || id <= 0 || format(id) != text {
+	id, err := serial.Parse(text)
+	if err != nil {
 		return 0, errNone
 	}
 	return id, nil

@@ -12,6 +12,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/internal/serial"
 	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/push/message"
 	"github.com/satchelbase/satchel/extensions/push/template"
@@ -87,7 +88,7 @@ type View struct {
 
 func (r *row) view() (View, error) {
 	v := View{
-		ID: format(r.ID), Key: r.Key, State: states()[r.State], Target: r.Target, Category: r.Category,
+		ID: serial.Format(r.ID), Key: r.Key, State: states()[r.State], Target: r.Target, Category: r.Category,
 		CreatedAt: time.UnixMilli(r.CreatedAt).UTC(), DueAt: time.UnixMilli(r.DueAt).UTC(), DoneAt: moment(r.DoneAt), Message: json.RawMessage("null"),
 	}
 	if r.Totals != "" {
@@ -148,29 +149,21 @@ func (o *Outbox) list(app core.App, in list) (Page, error) {
 	if in.Limit == 0 {
 		in.Limit = 25
 	}
-	q := app.ConcurrentDB().Select("id", "key", "state", "target", "category", "totals", "due_at", "created_at", "done_at").From(messagesTable).
-		OrderBy("id DESC").Limit(int64(in.Limit) + 1)
+	q := app.ConcurrentDB().Select("id", "key", "state", "target", "category", "totals", "due_at", "created_at", "done_at").From(messagesTable)
 	if in.State != "" {
 		q.AndWhere(dbx.HashExp{"state": slices.Index(states(), State(in.State))})
 	}
 	if in.Category != "" {
 		q.AndWhere(dbx.HashExp{"category": in.Category})
 	}
-	if in.Cursor != "" {
-		before, err := parse(in.Cursor)
-		if err != nil {
-			return page, api.InvalidBody(api.FieldError{Field: "cursor", Code: api.ErrValidation.Name, Message: "is not the id of a message"})
-		}
-		q.AndWhere(dbx.NewExp("id < {:before}", dbx.Params{"before": before}))
+	rows, next, err := serial.Newest(q, in.Cursor, in.Limit, func(r *row) int64 { return r.ID })
+	if errors.Is(err, serial.ErrForm) {
+		return page, api.InvalidBody(api.FieldError{Field: "cursor", Code: api.ErrValidation.Name, Message: "is not the id of a message"})
 	}
-	var rows []row
-	if err := q.All(&rows); err != nil {
+	if err != nil {
 		return page, fmt.Errorf("list messages: %w", err)
 	}
-	if len(rows) > in.Limit {
-		rows = rows[:in.Limit]
-		page.Next = format(rows[in.Limit-1].ID)
-	}
+	page.Next = next
 	for i := range rows {
 		v, err := rows[i].view()
 		if err != nil {
