@@ -48,7 +48,14 @@ RACE := -race $(foreach module,golang.org/x/crypto/blowfish modernc.org/libc/...
 .PHONY: test
 test: ## Run all tests with the race detector
 	CGO_ENABLED=1 go test $(RACE) -timeout 25m -p 2 $(TESTFLAGS) ./...
+	$(MAKE) -j2 differential convergence
+
+.PHONY: differential
+differential: # Compare reads with PocketBase's in all cases
 	go test -timeout 10m -run Differential $(TESTFLAGS) ./extensions/records
+
+.PHONY: convergence
+convergence: # Play all histories of syncing devices, and all mutations
 	go test -timeout 10m $(TESTFLAGS) ./extensions/sync/view
 
 .PHONY: lint

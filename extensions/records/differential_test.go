@@ -79,7 +79,7 @@ func (q question) exact() bool { return !strings.Contains(strings.Join(q.query, 
 func TestDifferential(t *testing.T) {
 	share := 1
 	if testing.Short() || raceEnabled { // make test also runs it whole, without the detector
-		share = 10
+		share = 30
 	}
 	w := newWorld(t, *seedFlag)
 	n := &tally{class: map[string]int{}}
