@@ -15,7 +15,8 @@ func TestContained(t *testing.T) {
 		`CREATE TRIGGER "begin select 1" AFTER INSERT ON a BEGIN UPDATE users SET x = 1; END`:                                   false,
 		`CREATE TRIGGER t AFTER INSERT ON a BEGIN REPLACE INTO users VALUES (1); END`:                                           false,
 		`CREATE TRIGGER t AFTER INSERT ON a BEGIN SELECT 'x; SELECT 1'; DELETE FROM users; END`:                                 false,
-		`CREATE TRIGGER t AFTER INSERT ON a`:                                                                                    false,
+
+		`CREATE TRIGGER t AFTER INSERT ON a`: false,
 	} {
 		if got := Contained(text, func(table string) bool { return table == "log" }); got != want {
 			t.Errorf("%v: %s", got, text)
