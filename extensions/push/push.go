@@ -231,8 +231,8 @@ func (p *Push) Extension() extensions.Extension {
 		Name:       "push",
 		Settings:   p.cfg,
 		Codes:      slices.Concat(device.Codes(), outbox.Codes()),
-		Tables:     slices.Concat([]string{credentials.Table}, device.Tables(), outbox.Tables()),
-		Migrations: slices.Concat([]extensions.Migration{extensions.Tables(1795504000, "create_credentials", credentials.Statements(), credentials.Table)}, device.Migrations(1795505000), outbox.Migrations()),
+		Tables:     slices.Concat([]string{credentials.Table, trigger.Table}, device.Tables(), outbox.Tables()),
+		Migrations: slices.Concat([]extensions.Migration{extensions.Tables(1795504000, "create_credentials", credentials.Statements(), credentials.Table)}, device.Migrations(1795505000), outbox.Migrations(), []extensions.Migration{trigger.Migration(1795512000)}),
 		Bind: func(h *extensions.Host) error {
 			return errors.Join(p.devices.Bind(h), p.outbox.Bind(h), p.triggers.Bind(h))
 		},
@@ -251,7 +251,7 @@ func (p *Push) Extension() extensions.Extension {
 			p.keeper.Close()
 			return errors.Join(err, p.devices.Stop(ctx))
 		},
-		Checks:   []extensions.Check{{Name: "push", Run: check}, {Name: "push devices", Run: p.devices.Check}},
+		Checks:   []extensions.Check{{Name: "push", Run: check}, {Name: "push devices", Run: p.devices.Check}, {Name: "push triggers", Run: p.triggers.Check}},
 		Metrics:  p.devices.Metrics(),
 		Commands: func(h *extensions.Host) []*cobra.Command { return []*cobra.Command{p.command(h)} },
 	}
