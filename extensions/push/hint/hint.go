@@ -45,7 +45,7 @@ func (h Hint) Trigger(o *outbox.Outbox) trigger.Trigger {
 			}
 			at := time.Now().Truncate(h.Every).Add(h.Every)
 			_, err := o.Send(c.App, message.Message{
-				Key: fmt.Sprintf("hint/%s/%s/%d", h.Collection, c.ID, at.Unix()), To: to, Silent: true, Hint: true, Collapse: "sync",
+				Key: fmt.Sprintf("hint/%s/%s/%d", h.Collection, c.ID, at.UnixMilli()), To: to, Silent: true, Hint: true, Collapse: "sync",
 				Data: map[string]string{"sync": h.Collection}, TTL: int(life / time.Second), SendAt: &at, Presence: message.PresenceDevice,
 			})
 			return err
