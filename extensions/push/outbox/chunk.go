@@ -25,9 +25,9 @@ const (
 	firstWait   = 2 * time.Second
 	longestWait = 15 * time.Minute
 
-	// sliceSize is how many pushes are handed to a sender before their results are written: as many at most, for each chunk
-	// under way, are sent twice when the process dies.
-	sliceSize = 100
+	// unwritten is how many slices of a chunk may have been handed to a sender without their results being written. Their
+	// pushes are sent twice when the process dies.
+	unwritten = 2
 )
 
 // chunk is what the job is given.
@@ -339,6 +339,11 @@ func (s *shipment) ship(devices []device.Device) (wait time.Duration, err error)
 	var batches []*batch.Batch[result]
 	again := false
 	for i, p := range parcels {
+		if i >= unwritten {
+			if err := s.writer.Wait(batches[i-unwritten]); err != nil {
+				return 0, err
+			}
+		}
 		results := s.send(p)
 		for _, r := range results {
 			if r.state == queued {
