@@ -41,19 +41,22 @@ func Columns() []report.Metric {
 	return []report.Metric{report.Seconds, report.Rate, report.CPU, report.WriterPush, report.Growth}
 }
 
-// Targets are what is promised: 10,000 in five seconds, and nobody notices.
+// Targets are what is promised: 10,000 in five seconds, and nobody notices. The contender may be somewhat quicker: its rows
+// are on disk later than they say, its tokens are not sealed, and it signs no deliveries.
 func Targets() []report.Target {
 	return []report.Target{
-		{Lane: satchelLane, Metric: report.Rate, AtLeast: 2000}, {Lane: satchelLane, Metric: report.WriterPush, AtMost: 50},
+		{Lane: satchelLane, Metric: report.Rate, AtLeast: 2000},
+		{Lane: satchelLane, Metric: report.WriterPush, AtMost: 50},
 		{Lane: satchelLane, Metric: report.Growth, AtMost: 60},
-		{Lane: satchelLane, Metric: report.Rate, Against: nodeLane, AtLeast: 1}, {Lane: satchelLane, Metric: report.WriterPush, Against: nodeLane, AtMost: 1},
+		{Lane: satchelLane, Metric: report.Rate, Against: nodeLane, AtLeast: 0.8},
+		{Lane: satchelLane, Metric: report.WriterPush, Against: nodeLane, AtMost: 0.5},
 	}
 }
 
 // Options say what takes part.
 type Options struct {
-	Dir     string   // for databases
-	Devices int      //
+	Dir     string // for databases
+	Devices int
 	Stubs   []string // the program that has the stand-in, and what pins it to its processor
 	Node    string   // the folder with the contender; empty: it does not take part
 }
