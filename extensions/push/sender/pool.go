@@ -19,9 +19,7 @@ const (
 	// warmWait is the longest that calls wait for the first one.
 	warmWait = 2 * time.Second
 
-	// starting is how many calls to a host are made at once for each processor, and startWait how long one of them may keep
-	// others from it.
-	starting  = 1
+	// startWait is how long a call that is being made may keep others from it.
 	startWait = 100 * time.Millisecond
 
 	// maxHosts bounds the memory for hosts that clients name.
@@ -42,7 +40,7 @@ type Pool struct {
 
 type host struct {
 	slots   chan struct{}
-	start   chan struct{} // calls that are being made and not yet on their way
+	start   chan struct{} // calls that are being made and not yet on their way: one for each processor
 	last    time.Time     // when a call ended well
 	leading chan struct{} // closed when the first call has ended; nil when there is none
 }
@@ -139,7 +137,7 @@ func (p *Pool) host(key string) *host {
 		if len(p.hosts) >= maxHosts {
 			clear(p.hosts) // calls in flight keep theirs
 		}
-		h = &host{slots: make(chan struct{}, p.perHost), start: make(chan struct{}, starting*runtime.GOMAXPROCS(0))}
+		h = &host{slots: make(chan struct{}, p.perHost), start: make(chan struct{}, runtime.GOMAXPROCS(0))}
 		p.hosts[key] = h
 	}
 	return h
