@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/pocketbase/dbx"
@@ -76,6 +77,7 @@ type Outbox struct {
 	deps      Deps
 	templates map[string]template.Texts
 	numbers   serial.Counter
+	preparing sync.Mutex
 	writer    batch.Writer[result]
 	inbox     *inbox.Inbox
 	now       func() time.Time
