@@ -28,6 +28,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/live/channel"
 	"github.com/satchelbase/satchel/extensions/operations"
+	"github.com/satchelbase/satchel/extensions/push/console"
 	"github.com/satchelbase/satchel/extensions/push/credentials"
 	"github.com/satchelbase/satchel/extensions/push/device"
 	"github.com/satchelbase/satchel/extensions/push/hint"
@@ -165,8 +166,9 @@ type Deps struct {
 	Triggers  func(o *outbox.Outbox) []trigger.Trigger
 	Hints     []hint.Hint
 
-	// Ended, Endings and Acting tell of sessions; see [device.Deps].
+	// Ended, Over, Endings and Acting tell of sessions; see [device.Deps].
 	Ended   func(db dbx.Builder, session string) (bool, error)
+	Over    func(db dbx.Builder, sessions []string, now time.Time) ([]string, error)
 	Endings string
 	Acting  func(e *core.RequestEvent) bool
 
@@ -193,7 +195,7 @@ func New(cfg Config, deps Deps) *Push {
 	}
 	o, _ := cfg.registry() // it was validated
 	o.Families, o.Categories = slices.Concat(deps.Topics, o.Families), slices.Concat(deps.Categories, o.Categories)
-	devices := device.New(o, device.Deps{Vault: deps.Vault, Connected: connected, Ended: deps.Ended, Endings: deps.Endings, Acting: deps.Acting})
+	devices := device.New(o, device.Deps{Vault: deps.Vault, Connected: connected, Ended: deps.Ended, Over: deps.Over, Endings: deps.Endings, Acting: deps.Acting})
 	p := &Push{cfg: cfg, deps: deps, devices: devices, keeper: credentials.New(deps.Vault, credentials.Options{
 		Size: cfg.Concurrency, APNs: cfg.APNsEndpoint, APNsSandbox: cfg.APNsSandboxEndpoint, FCM: cfg.FCMEndpoint, Expo: cfg.ExpoEndpoint,
 	})}
@@ -223,7 +225,7 @@ func (p *Push) Devices() *device.Registry { return p.devices }
 func (p *Push) Outbox() *outbox.Outbox { return p.outbox }
 
 // Operations are those of messages.
-func (p *Push) Operations() []operations.Operation { return p.outbox.Operations() }
+func (p *Push) Operations() []operations.Operation { return console.Operations(p.outbox) }
 
 // Extension is the feature for the list in main.go. It must come behind that of the jobs.
 func (p *Push) Extension() extensions.Extension {

@@ -149,3 +149,21 @@ func (i *Inbox) Deliver(tx core.App, id string, m *message.Message, accounts []d
 	}
 	return nil
 }
+
+// Forget deletes the entries of an account. A relation that deletes with the account has done so.
+func (i *Inbox) Forget(tx core.App, account device.Account) error {
+	if i.name == "" {
+		return nil
+	}
+	c, err := tx.FindCachedCollectionByNameOrId(i.name)
+	if err != nil {
+		return nil //nolint:nilerr // it was not made yet
+	}
+	if owners, ok := c.Fields.GetByName("user").(*core.RelationField); !ok || owners.CollectionId != account.Collection {
+		return nil
+	}
+	if _, err := tx.NonconcurrentDB().Delete(c.Name, dbx.HashExp{"user": account.ID}).Execute(); err != nil {
+		return fmt.Errorf("erase inbox: %w", err)
+	}
+	return nil
+}

@@ -67,7 +67,7 @@ func (o *Outbox) fanOut(ctx context.Context, job *jobs.Job, in fanout) error {
 		return jobs.Permanent(err)
 	}
 	r, err := find(o.app, id)
-	if errors.Is(err, errNone) {
+	if errors.Is(err, errNone) || err == nil && r.State == cancelled {
 		return nil
 	}
 	if err != nil {
@@ -183,15 +183,16 @@ func (f *fan) write(tx core.App, list []device.Device, first bool) error {
 	now := f.now()
 	rows := make([]any, len(list))
 	for i, d := range list {
-		rows[i] = []any{d.ID, string(d.Platform)}
+		rows[i] = []any{d.ID, string(d.Platform), d.User.Collection, d.User.ID}
 	}
 	text, err := json.Marshal(rows)
 	if err != nil {
 		return fmt.Errorf("encode deliveries: %w", err)
 	}
 	var made []string
-	err = tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + deliveriesTable + ` (message, device, state, platform, at)
-		SELECT {:message}, value->>0, {:queued}, value->>1, {:now} FROM json_each({:rows}) WHERE true ON CONFLICT DO NOTHING RETURNING device`).
+	err = tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + deliveriesTable + ` (message, device, state, platform, at, collection, record)
+		SELECT {:message}, value->>0, {:queued}, value->>1, {:now}, value->>2, value->>3 FROM json_each({:rows})
+		WHERE EXISTS (SELECT 1 FROM push_devices AS p WHERE p.id = value->>0) ON CONFLICT DO NOTHING RETURNING device`).
 		Bind(dbx.Params{"message": f.id, "queued": queued, "now": now.UnixMilli(), "rows": string(text)}).Column(&made)
 	if err != nil {
 		return fmt.Errorf("write deliveries: %w", err)

@@ -33,19 +33,20 @@ import (
 	"github.com/satchelbase/satchel/extensions/push/device"
 	"github.com/satchelbase/satchel/extensions/push/inbox"
 	"github.com/satchelbase/satchel/extensions/push/message"
+	"github.com/satchelbase/satchel/extensions/push/personal"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 	"github.com/satchelbase/satchel/extensions/push/template"
+	"github.com/satchelbase/satchel/extensions/push/track"
 )
 
 // Codes of what is refused.
 var (
 	ErrKeyReused = &extensions.Code{Name: "push.key_reused", Status: http.StatusConflict, Title: "Another message has this key"}
 	ErrEnded     = &extensions.Code{Name: "push.ended", Status: http.StatusConflict, Title: "The message has been sent or cancelled"}
-	ErrDelivery  = &extensions.Code{Name: "push.delivery_invalid", Status: http.StatusBadRequest, Title: "The delivery is not one of yours"}
 )
 
 // Codes lists them.
-func Codes() []*extensions.Code { return []*extensions.Code{ErrKeyReused, ErrEnded, ErrDelivery} }
+func Codes() []*extensions.Code { return []*extensions.Code{ErrKeyReused, ErrEnded, track.ErrDelivery} }
 
 // Config is how long things are kept.
 type Config struct {
@@ -97,6 +98,7 @@ func (o *Outbox) PrepareInbox(app core.App) error { return o.inbox.Prepare(app) 
 // Bind tells the outbox its application. Templates with mistakes stop the program.
 func (o *Outbox) Bind(h *extensions.Host) error {
 	o.app, o.log = h.App, h.Logger
+	o.personal().Bind(h.App)
 	for _, t := range o.deps.Templates {
 		if _, err := template.Compile(t.Texts); err != nil || t.Name == "" || o.templates[t.Name] != nil {
 			return fmt.Errorf("template %q of notifications: the name is missing or there twice, or: %w", t.Name, err)
@@ -194,6 +196,9 @@ func (o *Outbox) insert(tx core.App, m *message.Message, spec string, now time.T
 	if _, err := exec(tx, `UPDATE `+messagesTable+` SET job = {:job} WHERE id = {:id}`, dbx.Params{"job": job, "id": id}); err != nil {
 		return Sent{}, fmt.Errorf("keep job of message: %w", err)
 	}
+	if err := personal.Name(tx, id, m.To); err != nil {
+		return Sent{}, err
+	}
 	return Sent{ID: serial.Format(id), DueAt: due.UTC().Truncate(time.Millisecond)}, nil
 }
 
@@ -250,5 +255,5 @@ func (o *Outbox) Cancel(tx core.App, text string) (View, error) {
 	if err != nil {
 		return View{}, err
 	}
-	return o.show(tx, text)
+	return o.Show(tx, text)
 }

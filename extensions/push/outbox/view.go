@@ -10,10 +10,8 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
-	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/internal/serial"
-	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/push/message"
 	"github.com/satchelbase/satchel/extensions/push/template"
 )
@@ -100,8 +98,8 @@ func (r *row) view() (View, error) {
 	return v, nil
 }
 
-// show is a message with its totals of now.
-func (o *Outbox) show(app core.App, text string) (View, error) {
+// Show is a message with its totals of now.
+func (o *Outbox) Show(app core.App, text string) (View, error) {
 	id, err := parse(text)
 	if err != nil {
 		return View{}, api.ErrNotFound
@@ -130,8 +128,8 @@ func (o *Outbox) show(app core.App, text string) (View, error) {
 	return v, nil
 }
 
-// list chooses messages. Cursor is the id behind which a page begins.
-type list struct {
+// List chooses messages. Cursor is the id behind which a page begins.
+type List struct {
 	State    string `json:"state,omitempty" enum:"scheduled,sending,done,cancelled"`
 	Category string `json:"category,omitempty" maxLength:"100"`
 	Cursor   string `json:"cursor,omitempty" maxLength:"20"`
@@ -144,7 +142,8 @@ type Page struct {
 	Next     string `json:"next"`
 }
 
-func (o *Outbox) list(app core.App, in list) (Page, error) {
+// List lists messages, the newest first.
+func (o *Outbox) List(app core.App, in List) (Page, error) {
 	page := Page{Messages: []View{}}
 	if in.Limit == 0 {
 		in.Limit = 25
@@ -174,11 +173,8 @@ func (o *Outbox) list(app core.App, in list) (Page, error) {
 	return page, nil
 }
 
-type target struct {
-	ID string `json:"id" minLength:"1" maxLength:"20"`
-}
-
-type preview struct {
+// Draft is texts to look at.
+type Draft struct {
 	Title    string         `json:"title,omitempty" maxLength:"4096"`
 	Body     string         `json:"body,omitempty" maxLength:"4096"`
 	Texts    template.Texts `json:"texts,omitempty"`
@@ -193,7 +189,8 @@ type Preview struct {
 	template.Text
 }
 
-func (o *Outbox) preview(in preview) (Preview, error) {
+// Preview renders texts, or those of a template.
+func (o *Outbox) Preview(in Draft) (Preview, error) {
 	m := message.Message{Title: in.Title, Body: in.Body, Texts: in.Texts, Template: in.Template}
 	set, err := o.resolve(&m)
 	if err == nil && set == nil {
@@ -207,40 +204,4 @@ func (o *Outbox) preview(in preview) (Preview, error) {
 		return Preview{}, invalid(err)
 	}
 	return Preview{set.Locale(in.Locale), text}, nil
-}
-
-// Operations are for admins, for API keys with their scopes, and for hooks.
-func (o *Outbox) Operations() []operations.Operation {
-	callers := operations.Callers{Collections: []string{}, Role: "operator", Scope: true}
-	readers := operations.Callers{Collections: []string{}, Role: "viewer", Scope: true}
-	return []operations.Operation{
-		operations.Define(operations.Spec[message.Message, Sent]{
-			Name: "push.send", Summary: "Send a notification to users, to the accounts of a filter, to a topic or to all", KeyOptional: true, Callers: callers,
-			Audit: []string{"key", "category", "template"}, Codes: []*extensions.Code{ErrKeyReused},
-			Do: func(c *operations.Call, in message.Message) (Sent, error) {
-				sent, err := o.Send(c.App, in)
-				c.Detail("message", sent.ID)
-				c.Detail("target", in.To.Kind())
-				return sent, err
-			},
-		}),
-		operations.Define(operations.Spec[target, View]{
-			Name: "push.cancel", Summary: "Stop a message that is scheduled or being sent", KeyOptional: true, Callers: callers,
-			Audit: []string{"id"}, Codes: []*extensions.Code{ErrEnded},
-			Do: func(c *operations.Call, in target) (View, error) { return o.Cancel(c.App, in.ID) },
-		}),
-		operations.Define(operations.Spec[list, Page]{
-			Name: "push.messages", Summary: "List messages, the newest first", Read: true, Callers: readers,
-			Do: func(c *operations.Call, in list) (Page, error) { return o.list(c.App, in) },
-		}),
-		operations.Define(operations.Spec[target, View]{
-			Name: "push.message", Summary: "Show a message with how many devices it has reached", Read: true, Callers: readers,
-			Codes: []*extensions.Code{api.ErrNotFound},
-			Do:    func(c *operations.Call, in target) (View, error) { return o.show(c.App, in.ID) },
-		}),
-		operations.Define(operations.Spec[preview, Preview]{
-			Name: "push.preview", Summary: "Show what somebody with a locale would read", KeyOptional: true, Callers: readers,
-			Do: func(_ *operations.Call, in preview) (Preview, error) { return o.preview(in) },
-		}),
-	}
 }
