@@ -117,8 +117,8 @@ func Release(tx core.App, deliveries string) error {
 	_, err := tx.NonconcurrentDB().NewQuery(`DELETE FROM ` + Table + ` WHERE rowid IN (
 		SELECT c.rowid FROM json_each({:deliveries}) e CROSS JOIN ` + ledger.Deliveries + ` d ON d.message = e.value ->> 0 AND d.device = e.value ->> 1
 			CROSS JOIN ` + Table + ` c ON c.message = d.message AND c.record = d.record AND c.collection = d.collection AND c.message <> 0
-		WHERE NOT EXISTS (SELECT 1 FROM ` + ledger.Deliveries + ` o WHERE o.record = d.record AND o.record <> '' AND o.collection = d.collection AND o.message = d.message AND o.state IN (0, 1)))`).
-		Bind(dbx.Params{"deliveries": deliveries}).Execute()
+		WHERE NOT EXISTS (SELECT 1 FROM ` + ledger.Deliveries + ` o WHERE o.record = d.record AND o.record <> '' AND o.collection = d.collection AND o.message = d.message AND o.state IN ({:queued}, {:accepted})))`).
+		Bind(dbx.Params{"deliveries": deliveries, "queued": ledger.Queued, "accepted": ledger.Accepted}).Execute()
 	if err != nil {
 		return fmt.Errorf("release counts: %w", err)
 	}

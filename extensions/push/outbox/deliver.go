@@ -16,6 +16,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/push/batch"
 	"github.com/satchelbase/satchel/extensions/push/credentials"
 	"github.com/satchelbase/satchel/extensions/push/device"
+	"github.com/satchelbase/satchel/extensions/push/ledger"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 	"github.com/satchelbase/satchel/extensions/push/template"
 	"github.com/satchelbase/satchel/extensions/push/track"
@@ -43,6 +44,10 @@ func (s *shipment) pack(devices []device.Device) ([]parcel, error) {
 	if err != nil {
 		return nil, err
 	}
+	badge, err := s.badges(devices)
+	if err != nil {
+		return nil, err
+	}
 	if err := s.deps.Vault.Unlock(); err != nil {
 		return nil, fmt.Errorf("unlock vault: %w", err)
 	}
@@ -64,7 +69,7 @@ func (s *shipment) pack(devices []device.Device) ([]parcel, error) {
 			parcels = append(parcels, parcel{platform: d.Platform})
 		}
 		p := &parcels[len(parcels)-1]
-		push := sender.Push{Target: target, Notification: n}
+		push := sender.Push{Target: target, Notification: badge(n, d)}
 		if !s.m.Hint {
 			push.Data = map[string]string{dataKey: track.Signer{Vault: s.deps.Vault}.Sign(s.row.ID, d.ID, d.User)}
 		}
@@ -235,7 +240,7 @@ func (o *Outbox) record(tx core.App, rows []any, now time.Time) error {
 
 // sum writes the totals of a message that has ended.
 func (o *Outbox) sum(tx core.App, id int64) error {
-	t, err := count(tx, id)
+	t, err := ledger.Count(tx, id)
 	if err != nil {
 		return err
 	}

@@ -70,4 +70,5 @@ func (o *Outbox) unreceipt(tx core.App, devices []string) error {
 // Routes adds the routes to the group /api/v1/push.
 func (o *Outbox) Routes(g *router.RouterGroup[*core.RequestEvent]) {
 	g.POST("/opened", track.Signer{Vault: o.deps.Vault}.HandleOpened).Bind(apis.BodyLimit(4 << 10))
+	o.inbox.Routes(g)
 }

@@ -25,6 +25,7 @@ const (
 	chunkKind   = "push.chunk"
 	receiptKind = "push.receipts"
 	sweepKind   = "push.sweep"
+	inboxKind   = "push.inbox"
 
 	// chunkSize is how many devices one job sends to.
 	chunkSize = 500
@@ -46,6 +47,7 @@ func (o *Outbox) kinds() []jobs.Kind {
 		}),
 		jobs.Define(jobs.Spec[receipts]{Kind: receiptKind, Queue: Queue, Priority: 8, Attempts: 5, FirstWait: time.Minute, Work: o.fetchReceipts}),
 		jobs.Define(jobs.Spec[struct{}]{Kind: sweepKind, Queue: Queue, Priority: 9, Attempts: 1, Timeout: 10 * time.Minute, Cron: "*/5 * * * *", Work: o.sweep}),
+		jobs.Define(jobs.Spec[struct{}]{Kind: inboxKind, Queue: Queue, Priority: 9, Attempts: 1, Timeout: 10 * time.Minute, Cron: "17 * * * *", Work: o.sweepInbox}),
 	}
 }
 
@@ -149,6 +151,9 @@ func (f *fan) page(ctx context.Context, job *jobs.Job, at *position) (more bool,
 		to.Device, more = list[len(list)-1].ID, true
 	case f.next != "":
 		to.At, more = f.next, true
+	}
+	if err := f.announce(ctx, list, first); err != nil {
+		return false, err
 	}
 	err = f.app.RunInTransaction(func(tx core.App) error {
 		if err := f.write(tx, list, first); err != nil {

@@ -46,13 +46,15 @@ var (
 )
 
 // Codes lists them.
-func Codes() []*extensions.Code { return []*extensions.Code{ErrKeyReused, ErrEnded, track.ErrDelivery} }
+func Codes() []*extensions.Code {
+	return []*extensions.Code{ErrKeyReused, ErrEnded, track.ErrDelivery, inbox.ErrNone}
+}
 
 // Config is how long things are kept.
 type Config struct {
 	Keep     time.Duration // of deliveries and texts, behind the end of the message
 	KeepSums time.Duration // of the totals
-	Inbox    string        // name of the collection; empty is none
+	Inbox    inbox.Options
 }
 
 // Deps is what the package needs of others.
@@ -120,22 +122,22 @@ type Sent struct {
 func (o *Outbox) Send(tx core.App, m message.Message) (Sent, error) {
 	now := o.now()
 	m.To = m.To.Clean()
-	set, err := o.resolve(&m)
+	set, err := o.Resolve(&m)
 	if err != nil {
-		return Sent{}, invalid(err)
+		return Sent{}, Invalid(err)
 	}
 	if err := m.Check(set, now); err != nil {
-		return Sent{}, invalid(err)
+		return Sent{}, Invalid(err)
 	}
-	if m.Inbox && o.cfg.Inbox == "" {
-		return Sent{}, invalid(errors.New("inbox: there is none; see SATCHEL_PUSH_INBOX"))
+	if (m.Inbox || m.Unread) && o.cfg.Inbox.Name == "" {
+		return Sent{}, Invalid(errors.New("inbox: there is none; see SATCHEL_PUSH_INBOX"))
 	}
 	if err := message.CheckTarget(tx, m.To); err != nil {
-		return Sent{}, invalid(err)
+		return Sent{}, Invalid(err)
 	}
 	spec, err := m.Encode()
 	if err != nil {
-		return Sent{}, invalid(err)
+		return Sent{}, Invalid(err)
 	}
 	var sent Sent
 	err = tx.RunInTransaction(func(tx core.App) error {
@@ -145,9 +147,9 @@ func (o *Outbox) Send(tx core.App, m message.Message) (Sent, error) {
 	return sent, err
 }
 
-// resolve puts the texts of a template in, so that a queued message does not change with the program, and compiles them. A
+// Resolve puts the texts of a template in, so that a queued message does not change with the program, and compiles them. A
 // message without texts has no set.
-func (o *Outbox) resolve(m *message.Message) (*template.Set, error) {
+func (o *Outbox) Resolve(m *message.Message) (*template.Set, error) {
 	texts, err := m.ByLanguage()
 	if err != nil {
 		return nil, err
@@ -167,7 +169,8 @@ func (o *Outbox) resolve(m *message.Message) (*template.Set, error) {
 	return template.Compile(texts)
 }
 
-func invalid(err error) error {
+// Invalid is the problem of a message with a mistake.
+func Invalid(err error) error {
 	return api.InvalidBody(api.FieldError{Field: "message", Code: api.ErrValidation.Name, Message: err.Error()})
 }
 

@@ -1,7 +1,9 @@
 package outbox_test
 
 import (
+	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"sync"
 	"testing"
@@ -125,5 +127,48 @@ func TestCapIsExact(t *testing.T) {
 	}
 	if n := row[int](t, f, "SELECT count(*) FROM push_counts WHERE record = '"+bob+"'"); n != 0 {
 		t.Errorf("a message that has reached nobody counts %d", n)
+	}
+}
+
+// The badge is the number of what the account has not read, with the entry of the message itself.
+func TestBadge(t *testing.T) {
+	f := start(t, options{cfg: func(c *push.Config) { c.Inbox = "inbox" }})
+	ada, credential := f.user(t, "ada")
+	bob, _ := f.user(t, "bob")
+	badges := func() map[string]string {
+		t.Helper()
+		out := map[string]string{}
+		for _, a := range f.box.List("apns") {
+			var body struct{ Aps struct{ Badge *int } }
+			if err := json.Unmarshal([]byte(a.Body), &body); err != nil || body.Aps.Badge == nil {
+				t.Fatalf("%s: %v", a.Body, err)
+			}
+			out[a.To] += fmt.Sprint(*body.Aps.Badge, " ")
+		}
+		return out
+	}
+	send := func(users []string, more m) {
+		t.Helper()
+		in := m{"to": m{"users": users}, "badgeUnread": true}
+		maps.Copy(in, more)
+		if got := f.done(t, f.send(t, in).ID); got.Accepted != len(users) {
+			t.Errorf("%+v", got)
+		}
+	}
+	send([]string{ada, bob}, m{"title": "One", "inbox": true})
+	send([]string{ada}, m{"title": "Two", "inbox": true})
+	send([]string{ada, bob}, m{"title": "Three", "inbox": true})
+	if r := f.Do(t, apptest.Request{Method: http.MethodPost, Path: "/api/v1/push/inbox/read", Token: credential}); r.Status != http.StatusOK {
+		t.Errorf("%d %s", r.Status, r.Body)
+	}
+	send([]string{ada, bob}, nil) // nothing but the number
+	if got := badges(); got[tokenOf("ada")] != "1 2 3 0 " || got[tokenOf("bob")] != "1 2 2 " {
+		t.Errorf("%v", got)
+	}
+	for _, in := range []m{{"badge": 1, "title": "x"}, {"silent": true}} {
+		in["to"], in["badgeUnread"] = m{"all": true}, true
+		if r := f.operation(t, "push.send", in, nil); r.Status < 400 || r.Status >= 500 {
+			t.Errorf("%v: %d", in, r.Status)
+		}
 	}
 }

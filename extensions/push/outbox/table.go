@@ -52,18 +52,17 @@ const (
 
 func states() []State { return []State{Scheduled, Sending, Done, Cancelled} }
 
-// Numbers of the states of a delivery. All but queued are final, except that a push that was on its way when the message
-// was cancelled tells what became of it, and that a receipt may come.
+// Numbers of the states of a delivery.
 const (
-	queued    = iota
-	accepted  // the provider has it
-	dead      // the token is not good any more
-	rejected  // the provider will never take it
-	failed    // the attempts are used up, or the platform has no credentials
-	expired   // it made no sense any more
-	skipped   // the receiver is there, or does not want it; the code tells which
-	collapsed // a newer one replaces it
-	stopped   // the message was cancelled
+	queued    = ledger.Queued
+	accepted  = ledger.Accepted
+	dead      = ledger.Dead
+	rejected  = ledger.Rejected
+	failed    = ledger.Failed
+	expired   = ledger.Expired
+	skipped   = ledger.Skipped
+	collapsed = ledger.Collapsed
+	stopped   = ledger.Stopped
 )
 
 // row is a message as it is stored.

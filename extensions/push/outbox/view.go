@@ -12,63 +12,11 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/internal/serial"
-	"github.com/satchelbase/satchel/extensions/push/message"
-	"github.com/satchelbase/satchel/extensions/push/template"
+	"github.com/satchelbase/satchel/extensions/push/ledger"
 )
 
-// Totals are how many deliveries of a message stand where. Devices is all of them, and the sum of the others but Opened.
-type Totals struct {
-	Devices   int `json:"devices"`
-	Queued    int `json:"queued"`
-	Accepted  int `json:"accepted"`
-	Dead      int `json:"dead"`
-	Rejected  int `json:"rejected"`
-	Failed    int `json:"failed"`
-	Expired   int `json:"expired"`
-	Skipped   int `json:"skipped"`
-	Collapsed int `json:"collapsed"`
-	Cancelled int `json:"cancelled"`
-	Opened    int `json:"opened"`
-
-	// Codes are the reasons of those that were not accepted, such as live, quiet_hours or what a provider says.
-	Codes map[string]int `json:"codes"`
-}
-
-// maxCodes bounds the reasons that are shown; the others are summed up.
-const maxCodes = 20
-
-// count counts the deliveries of a message.
-func count(app core.App, id int64) (Totals, error) {
-	var rows []struct {
-		State  int    `db:"state"`
-		Code   string `db:"code"`
-		N      int    `db:"n"`
-		Opened int    `db:"opened"`
-	}
-	err := app.DB().NewQuery(`SELECT state, code, count(*) AS n, sum(opened_at > 0) AS opened FROM ` + deliveriesTable + `
-		WHERE message = {:id} GROUP BY state, code ORDER BY n DESC`).Bind(dbx.Params{"id": id}).All(&rows)
-	if err != nil {
-		return Totals{}, fmt.Errorf("count deliveries: %w", err)
-	}
-	t := Totals{Codes: map[string]int{}}
-	in := map[int]*int{
-		queued: &t.Queued, accepted: &t.Accepted, dead: &t.Dead, rejected: &t.Rejected, failed: &t.Failed, expired: &t.Expired,
-		skipped: &t.Skipped, collapsed: &t.Collapsed, stopped: &t.Cancelled,
-	}
-	for _, r := range rows {
-		t.Devices += r.N
-		t.Opened += r.Opened
-		*in[r.State] += r.N
-		if r.Code == "" || r.State == accepted {
-			continue
-		}
-		if _, known := t.Codes[r.Code]; !known && len(t.Codes) >= maxCodes {
-			r.Code = "others"
-		}
-		t.Codes[r.Code] += r.N
-	}
-	return t, nil
-}
+// Totals are how many deliveries of a message stand where.
+type Totals = ledger.Totals
 
 // View is a message as admins see it. Message is null once the texts are forgotten.
 type View struct {
@@ -119,7 +67,7 @@ func (o *Outbox) Show(app core.App, text string) (View, error) {
 		v.Message = json.RawMessage(r.Spec)
 	}
 	if r.Fanned < 2 { // the rows are there
-		t, err := count(app, id)
+		t, err := ledger.Count(app, id)
 		if err != nil {
 			return v, err
 		}
@@ -171,37 +119,4 @@ func (o *Outbox) List(app core.App, in List) (Page, error) {
 		page.Messages = append(page.Messages, v)
 	}
 	return page, nil
-}
-
-// Draft is texts to look at.
-type Draft struct {
-	Title    string         `json:"title,omitempty" maxLength:"4096"`
-	Body     string         `json:"body,omitempty" maxLength:"4096"`
-	Texts    template.Texts `json:"texts,omitempty"`
-	Template string         `json:"template,omitempty" maxLength:"100"`
-	Values   map[string]any `json:"values,omitempty"`
-	Locale   string         `json:"locale,omitempty" maxLength:"40"`
-}
-
-// Preview is what somebody with a locale would read.
-type Preview struct {
-	Locale string `json:"locale"` // of the text that is used
-	template.Text
-}
-
-// Preview renders texts, or those of a template.
-func (o *Outbox) Preview(in Draft) (Preview, error) {
-	m := message.Message{Title: in.Title, Body: in.Body, Texts: in.Texts, Template: in.Template}
-	set, err := o.resolve(&m)
-	if err == nil && set == nil {
-		err = errors.New("texts: there is nothing to show")
-	}
-	if err != nil {
-		return Preview{}, invalid(err)
-	}
-	text, err := set.Render(in.Locale, in.Values)
-	if err != nil {
-		return Preview{}, invalid(err)
-	}
-	return Preview{set.Locale(in.Locale), text}, nil
 }

@@ -11,12 +11,10 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/internal/serial"
 	"github.com/satchelbase/satchel/extensions/push/device"
+	"github.com/satchelbase/satchel/extensions/push/ledger"
 	"github.com/satchelbase/satchel/extensions/push/message"
 	"github.com/satchelbase/satchel/extensions/push/template"
 )
-
-// accepted is the state of a delivery that the provider has taken, as package outbox numbers them.
-const accepted = 1
 
 // exportPage is how many notifications are held in memory at once.
 const exportPage = 200
@@ -37,7 +35,7 @@ type sent struct {
 // the text that the device has got, and only those that showed one or carried data.
 func Export(ctx context.Context, app core.App, account *core.Record, w io.Writer) error {
 	p := params(device.AccountOf(account))
-	p["state"], p["limit"], p["message"], p["device"] = accepted, exportPage, int64(0), ""
+	p["state"], p["limit"], p["message"], p["device"] = ledger.Accepted, exportPage, int64(0), ""
 	if _, err := io.WriteString(w, "["); err != nil {
 		return err
 	}

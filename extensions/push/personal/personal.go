@@ -18,6 +18,7 @@ import (
 	"github.com/pocketbase/pocketbase/tools/hook"
 
 	"github.com/satchelbase/satchel/extensions/push/device"
+	"github.com/satchelbase/satchel/extensions/push/ledger"
 	"github.com/satchelbase/satchel/extensions/push/message"
 )
 
@@ -160,11 +161,12 @@ func (o Outbox) some(tx core.App, a device.Account) (more bool, err error) {
 // one erases the account from a message, and returns the devices whose receipts are of no interest any more.
 func (o Outbox) one(tx core.App, a device.Account, id int64) (receipts []string, err error) {
 	p := params(a)
-	p["id"], p["code"], p["now"], p["accepted"] = id, codeErased, time.Now().UnixMilli(), accepted
+	p["id"], p["code"], p["now"], p["accepted"] = id, codeErased, time.Now().UnixMilli(), ledger.Accepted
 	var mine []struct {
 		Device string `db:"device"`
 		Expo   bool   `db:"expo"`
 	}
+	p["queued"], p["skipped"] = ledger.Queued, ledger.Skipped
 	of := ` WHERE message = {:id} AND record = {:record} AND collection = {:collection}`
 	if err := tx.NonconcurrentDB().NewQuery(`SELECT device, state = {:accepted} AND platform = 'expo' AS expo FROM ` + deliveries + of).Bind(p).All(&mine); err != nil {
 		return nil, err
@@ -180,7 +182,8 @@ func (o Outbox) one(tx core.App, a device.Account, id int64) (receipts []string,
 	}
 	// What waits is skipped. Devices get names that lead nowhere: those who own them know the old ones.
 	if err := change(tx, `UPDATE `+deliveries+` SET device = 'erased-' || lower(hex(randomblob(8))), collection = '', record = '', provider = '',
-		code = CASE state WHEN 0 THEN {:code} ELSE code END, at = CASE state WHEN 0 THEN {:now} ELSE at END, state = CASE state WHEN 0 THEN 6 ELSE state END`+of, p); err != nil {
+		code = CASE state WHEN {:queued} THEN {:code} ELSE code END, at = CASE state WHEN {:queued} THEN {:now} ELSE at END,
+		state = CASE state WHEN {:queued} THEN {:skipped} ELSE state END`+of, p); err != nil {
 		return nil, err
 	}
 	if len(devices) > 0 {
