@@ -19,7 +19,7 @@ import (
 
 const (
 	// portion is how many entries are written in a transaction with hooks, and longestPause bounds the rest after it, which
-	// is three times as long.
+	// is as long.
 	portion      = 20
 	longestPause = 50 * time.Millisecond
 )
@@ -130,7 +130,7 @@ func (i *Inbox) Announce(ctx context.Context, app core.App, id string, m *messag
 		select {
 		case <-ctx.Done():
 			return refused, ctx.Err()
-		case <-time.After(min(3*time.Since(begun), longestPause)):
+		case <-time.After(min(time.Since(begun), longestPause)):
 		}
 	}
 	return refused, err
