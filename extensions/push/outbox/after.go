@@ -13,6 +13,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/push/credentials"
 	"github.com/satchelbase/satchel/extensions/push/device"
+	"github.com/satchelbase/satchel/extensions/push/personal"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 )
 
@@ -262,6 +263,9 @@ func (o *Outbox) archive(tx core.App, id int64) error {
 	}
 	if n == sweepRows {
 		return nil
+	}
+	if err := personal.Unname(tx, id); err != nil {
+		return err
 	}
 	if _, err := exec(tx, `UPDATE `+messagesTable+` SET spec = '' WHERE id = {:id}`, dbx.Params{"id": id}); err != nil {
 		return fmt.Errorf("forget texts: %w", err)

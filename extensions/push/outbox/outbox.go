@@ -34,25 +34,28 @@ import (
 	"github.com/satchelbase/satchel/extensions/push/device"
 	"github.com/satchelbase/satchel/extensions/push/inbox"
 	"github.com/satchelbase/satchel/extensions/push/message"
+	"github.com/satchelbase/satchel/extensions/push/personal"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 	"github.com/satchelbase/satchel/extensions/push/template"
+	"github.com/satchelbase/satchel/extensions/push/track"
 )
 
 // Codes of what is refused.
 var (
 	ErrKeyReused = &extensions.Code{Name: "push.key_reused", Status: http.StatusConflict, Title: "Another message has this key"}
 	ErrEnded     = &extensions.Code{Name: "push.ended", Status: http.StatusConflict, Title: "The message has been sent or cancelled"}
-	ErrDelivery  = &extensions.Code{Name: "push.delivery_invalid", Status: http.StatusBadRequest, Title: "The delivery is not one of yours"}
 )
 
 // Codes lists them.
-func Codes() []*extensions.Code { return []*extensions.Code{ErrKeyReused, ErrEnded, ErrDelivery} }
+func Codes() []*extensions.Code {
+	return []*extensions.Code{ErrKeyReused, ErrEnded, track.ErrDelivery, inbox.ErrNone}
+}
 
 // Config is how long things are kept.
 type Config struct {
 	Keep     time.Duration // of deliveries and texts, behind the end of the message
 	KeepSums time.Duration // of the totals
-	Inbox    string        // name of the collection; empty is none
+	Inbox    inbox.Options
 }
 
 // Deps is what the package needs of others.
@@ -99,6 +102,7 @@ func (o *Outbox) PrepareInbox(app core.App) error { return o.inbox.Prepare(app) 
 // Bind tells the outbox its application. Templates with mistakes stop the program.
 func (o *Outbox) Bind(h *extensions.Host) error {
 	o.app, o.log = h.App, h.Logger
+	o.personal().Bind(h.App)
 	for _, t := range o.deps.Templates {
 		if _, err := template.Compile(t.Texts); err != nil || t.Name == "" || o.templates[t.Name] != nil {
 			return fmt.Errorf("template %q of notifications: the name is missing or there twice, or: %w", t.Name, err)
@@ -120,22 +124,22 @@ type Sent struct {
 func (o *Outbox) Send(tx core.App, m message.Message) (Sent, error) {
 	now := o.now()
 	m.To = m.To.Clean()
-	set, err := o.resolve(&m)
+	set, err := o.Resolve(&m)
 	if err != nil {
-		return Sent{}, invalid(err)
+		return Sent{}, Invalid(err)
 	}
 	if err := m.Check(set, now); err != nil {
-		return Sent{}, invalid(err)
+		return Sent{}, Invalid(err)
 	}
-	if m.Inbox && o.cfg.Inbox == "" {
-		return Sent{}, invalid(errors.New("inbox: there is none; see SATCHEL_PUSH_INBOX"))
+	if (m.Inbox || m.Unread) && o.cfg.Inbox.Name == "" {
+		return Sent{}, Invalid(errors.New("inbox: there is none; see SATCHEL_PUSH_INBOX"))
 	}
 	if err := message.CheckTarget(tx, m.To); err != nil {
-		return Sent{}, invalid(err)
+		return Sent{}, Invalid(err)
 	}
 	spec, err := m.Encode()
 	if err != nil {
-		return Sent{}, invalid(err)
+		return Sent{}, Invalid(err)
 	}
 	var sent Sent
 	err = tx.RunInTransaction(func(tx core.App) error {
@@ -145,9 +149,9 @@ func (o *Outbox) Send(tx core.App, m message.Message) (Sent, error) {
 	return sent, err
 }
 
-// resolve puts the texts of a template in, so that a queued message does not change with the program, and compiles them. A
+// Resolve puts the texts of a template in, so that a queued message does not change with the program, and compiles them. A
 // message without texts has no set.
-func (o *Outbox) resolve(m *message.Message) (*template.Set, error) {
+func (o *Outbox) Resolve(m *message.Message) (*template.Set, error) {
 	texts, err := m.ByLanguage()
 	if err != nil {
 		return nil, err
@@ -167,7 +171,8 @@ func (o *Outbox) resolve(m *message.Message) (*template.Set, error) {
 	return template.Compile(texts)
 }
 
-func invalid(err error) error {
+// Invalid is the problem of a message with a mistake.
+func Invalid(err error) error {
 	return api.InvalidBody(api.FieldError{Field: "message", Code: api.ErrValidation.Name, Message: err.Error()})
 }
 
@@ -195,6 +200,9 @@ func (o *Outbox) insert(tx core.App, m *message.Message, spec string, now time.T
 	}
 	if _, err := exec(tx, `UPDATE `+messagesTable+` SET job = {:job} WHERE id = {:id}`, dbx.Params{"job": job, "id": id}); err != nil {
 		return Sent{}, fmt.Errorf("keep job of message: %w", err)
+	}
+	if err := personal.Name(tx, id, m.To); err != nil {
+		return Sent{}, err
 	}
 	return Sent{ID: serial.Format(id), DueAt: due.UTC().Truncate(time.Millisecond)}, nil
 }
@@ -252,5 +260,5 @@ func (o *Outbox) Cancel(tx core.App, text string) (View, error) {
 	if err != nil {
 		return View{}, err
 	}
-	return o.show(tx, text)
+	return o.Show(tx, text)
 }
