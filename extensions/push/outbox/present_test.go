@@ -47,7 +47,7 @@ func TestSignedOut(t *testing.T) {
 	if _, err := f.NonconcurrentDB().NewQuery("DELETE FROM push_devices WHERE record = '" + user.Id + "'").Execute(); err != nil {
 		t.Fatal(err)
 	}
-	if got := f.done(t, sent.ID); got.Accepted != 100 || got.Skipped != 50 || got.Codes["gone"] != 50 || f.apns.Production.Requests() != before+100 {
+	if got := f.done(t, sent.ID); got.Accepted != 50 || got.Skipped != 100 || got.Codes["gone"] != 100 || f.apns.Production.Requests() != before+50 {
 		t.Errorf("%+v, %d requests", got, f.apns.Production.Requests()-before)
 	}
 	f.apns.Production.SetLatency(0)
