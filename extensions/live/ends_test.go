@@ -2,9 +2,12 @@ package live_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -181,5 +184,66 @@ func TestSilentClientIsClosedWithItsCode(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 		return
+	}
+}
+
+// flaky are sessions that cannot be read once.
+type flaky struct {
+	live.Sessions
+	failed *atomic.Bool
+}
+
+func (f flaky) Ended(ids []string) ([]string, error) {
+	if !f.failed.Swap(true) {
+		return nil, errors.New("the database is busy")
+	}
+	return f.Sessions.Ended(ids)
+}
+
+// A database that does not answer for a moment keeps no connection of an ended session open.
+func TestEndedSessionsAreLookedForAgain(t *testing.T) {
+	failed := &atomic.Bool{}
+	s := start(t, func(_ *live.Config, d *live.Deps) { d.Sessions = flaky{d.Sessions, failed} })
+	s.user("ada")
+	access, _, session := s.signIn("ada")
+	socket := s.connect(access)
+	failed.Store(false)
+	s.exec("INSERT INTO sessions_ended (id, ended_at, reason) VALUES ('" + session + "', 1, 'revoked')")
+	gone(t, "socket", socket.closed)
+	if !failed.Load() {
+		t.Error("nothing has failed")
+	}
+}
+
+// zeros are a body without an end, which counts what is taken of it.
+type zeros struct{ taken atomic.Int64 }
+
+func (z *zeros) Read(p []byte) (int, error) {
+	if z.taken.Add(int64(len(p))) > 64<<20 {
+		return 0, io.EOF
+	}
+	clear(p)
+	return len(p), nil
+}
+
+// Whoever sets subscriptions, and anybody may, cannot make the server hold more than a few megabytes.
+func TestSubscriptionsAreBounded(t *testing.T) {
+	s := start(t)
+	for _, kind := range []string{"multipart/form-data; boundary=x", "application/json"} {
+		body := &zeros{}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.addr+"/api/realtime", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", kind)
+		if resp, err := http.DefaultClient.Do(req); err == nil { // or the connection is cut
+			_ = resp.Body.Close()
+			if resp.StatusCode < 400 {
+				t.Errorf("%s: %s", kind, resp.Status)
+			}
+		}
+		if taken := body.taken.Load(); taken > 32<<20 {
+			t.Errorf("%s: %d bytes were taken", kind, taken)
+		}
 	}
 }

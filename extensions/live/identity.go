@@ -255,9 +255,8 @@ func (h *Hub) tend(ctx context.Context) {
 			return
 		case now := <-ticker.C:
 			if h.deps.Sessions != nil {
-				if version := h.deps.Sessions.Version(); version != seen {
+				if version := h.deps.Sessions.Version(); version != seen && h.dropEnded() {
 					seen = version
-					h.dropEnded()
 				}
 			}
 			h.dropExpired(now)
@@ -268,8 +267,8 @@ func (h *Hub) tend(ctx context.Context) {
 	}
 }
 
-// dropEnded closes the connections of sessions that have ended: one query for all.
-func (h *Hub) dropEnded() {
+// dropEnded closes the connections of sessions that have ended: one query for all. It reports whether it could.
+func (h *Hub) dropEnded() bool {
 	bySession := map[string][]*feed.Conn{}
 	for _, c := range h.feed.Conns() {
 		if who := c.Who.Load(); who != nil && who.Session != "" {
@@ -277,7 +276,7 @@ func (h *Hub) dropEnded() {
 		}
 	}
 	if len(bySession) == 0 {
-		return
+		return true
 	}
 	ids := make([]string, 0, len(bySession))
 	for id := range bySession {
@@ -286,13 +285,14 @@ func (h *Hub) dropEnded() {
 	ended, err := h.deps.Sessions.Ended(ids)
 	if err != nil {
 		h.log.Warn("ended sessions cannot be read", "error", err)
-		return
+		return false
 	}
 	for _, id := range ended {
 		for _, c := range bySession[id] {
 			c.Close(frame.CloseAuth, "the session has ended")
 		}
 	}
+	return true
 }
 
 func (h *Hub) dropExpired(now time.Time) {

@@ -310,6 +310,10 @@ func (h *Hub) subscribeStock(e *core.RealtimeSubscribeRequestEvent) error {
 	return e.Next()
 }
 
+// maxTopics bounds the body of a request that sets subscriptions, in bytes: PocketBase takes a thousand topics of 2,500
+// characters each.
+const maxTopics = 4 << 20
+
 // lend wraps the router: a request that sets subscriptions finds its client in PocketBase's broker, as long as it lasts.
 func (h *Hub) lend(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -317,7 +321,7 @@ func (h *Hub) lend(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		body, err := io.ReadAll(r.Body)
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxTopics))
 		r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(body), failing{err}))
 		if c := h.clientOf(r, body); c != nil {
 			c.list(1)
