@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -213,6 +214,36 @@ func TestEndedSessionsAreLookedForAgain(t *testing.T) {
 	if !failed.Load() {
 		t.Error("nothing has failed")
 	}
+}
+
+// counted are sessions that tell how often they were looked at.
+type counted struct {
+	live.Sessions
+	looks *atomic.Int64
+}
+
+func (c counted) Version() uint64 {
+	c.looks.Add(1)
+	return c.Sessions.Version()
+}
+
+// A session that ends while a connection is being opened with it does not stay on it.
+func TestSessionEndsWhileItIsVerified(t *testing.T) {
+	looks := &atomic.Int64{}
+	s := start(t, func(_ *live.Config, d *live.Deps) { d.Sessions = counted{d.Sessions, looks} })
+	s.user("ada")
+	access, _, session := s.signIn("ada")
+	end := sync.OnceFunc(func() {
+		s.exec("INSERT INTO sessions_ended (id, ended_at, reason) VALUES ('" + session + "', 1, 'revoked')")
+		for seen := looks.Load(); looks.Load() < seen+3; {
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+	s.verified.Store(&end)
+	socket := s.dial()
+	socket.send(map[string]any{"type": "auth", "token": access})
+	gone(t, "socket", socket.closed)
+	socket.ends(frame.CloseAuth)
 }
 
 // zeros are a body without an end, which counts what is taken of it.

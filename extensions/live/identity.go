@@ -149,8 +149,19 @@ func keyOf(c *feed.Conn, who *feed.Identity) string {
 // errTooMany: the account, the address or the server has as many connections as it may have.
 var errTooMany = errors.New("too many connections")
 
-// become makes a connection act for somebody, within the limits.
-func (h *Hub) become(c *feed.Conn, who *feed.Identity) error {
+// become makes a connection act for somebody, within the limits. looked is from before the credential was verified: what has
+// ended between the two was looked for among others only.
+func (h *Hub) become(c *feed.Conn, who *feed.Identity, looked uint64) error {
+	if err := h.account(c, who); err != nil {
+		return err
+	}
+	if who.Auth != nil && h.looked.Load() != looked {
+		h.verifyAgain(c, who)
+	}
+	return nil
+}
+
+func (h *Hub) account(c *feed.Conn, who *feed.Identity) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	limit := h.cfg.UserConnections
@@ -255,12 +266,16 @@ func (h *Hub) tend(ctx context.Context) {
 			return
 		case now := <-ticker.C:
 			if h.deps.Sessions != nil {
-				if version := h.deps.Sessions.Version(); version != seen && h.dropEnded() {
-					seen = version
+				if version := h.deps.Sessions.Version(); version != seen {
+					h.looked.Add(1)
+					if h.dropEnded() {
+						seen = version
+					}
 				}
 			}
 			h.dropExpired(now)
 			if ids, collections := h.touched.take(); len(ids)+len(collections) > 0 {
+				h.looked.Add(1)
 				h.lookAgain(ids, collections)
 			}
 		}
@@ -321,12 +336,16 @@ func (h *Hub) lookAgain(ids map[string]struct{}, collections []string) {
 		if _, touched := ids[accountOf(who.Auth)]; !touched && !slices.Contains(collections, who.Auth.Collection().Id) {
 			continue
 		}
-		if c.Checking.Swap(true) {
-			h.touched.record(who.Auth) // one is under way, which may have looked too early
-			continue
-		}
-		go h.recheckCredential(c, who)
+		h.verifyAgain(c, who)
 	}
+}
+
+func (h *Hub) verifyAgain(c *feed.Conn, who *feed.Identity) {
+	if c.Checking.Swap(true) {
+		h.touched.record(who.Auth) // one is under way, which may have looked too early
+		return
+	}
+	go h.recheckCredential(c, who)
 }
 
 func (h *Hub) recheckCredential(c *feed.Conn, who *feed.Identity) {

@@ -116,6 +116,7 @@ type Hub struct {
 
 	admitting chan struct{} // bounds how many credentials are verified at once
 	touched   accounts
+	looked    atomic.Uint64 // grows before connections are compared with what has ended
 
 	stop    context.CancelFunc
 	stopped sync.WaitGroup

@@ -203,6 +203,7 @@ func (s *socket) handle(ctx context.Context, f frame.In) error {
 
 // authenticate accepts a credential, the first one or a newer one of the same account.
 func (s *socket) authenticate(ctx context.Context, f frame.In) error {
+	looked := s.hub.looked.Load()
 	who, err := s.hub.admit(s.Opened, f.Token)
 	if errors.Is(err, errRefused) {
 		s.fail(f, ErrAuth, "")
@@ -216,7 +217,7 @@ func (s *socket) authenticate(ctx context.Context, f frame.In) error {
 	if was != nil && was.Auth != nil && (who.Auth == nil || accountOf(was.Auth) != accountOf(who.Auth)) {
 		return feed.End(frame.CloseAuth, "another account needs another connection")
 	}
-	if err := s.hub.become(s.Conn, who); err != nil {
+	if err := s.hub.become(s.Conn, who, looked); err != nil {
 		return feed.End(frame.CloseLimit, err.Error())
 	}
 	at, err := s.hub.feed.Now(ctx)
