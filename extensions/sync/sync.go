@@ -232,10 +232,11 @@ func Unsupported(c *core.Collection) string {
 // Caller is who syncs, on which device.
 type Caller struct {
 	Device string // names user and device; nobody can guess it
+	owner  string // names the user
 }
 
 // Key names the view of the device for one way of syncing. Those of different ways are independent.
-func (c Caller) Key(channel string) string { return c.Device + "/" + channel }
+func (c Caller) Key(channel string) string { return c.owner + "/" + c.Device + "/" + channel }
 
 // sessionKey is where the id of the session of a request stands.
 const sessionKey = "satchelSession"
@@ -257,8 +258,17 @@ func (s *Sync) Caller(e *core.RequestEvent) (Caller, error) {
 	if device == "" {
 		return Caller{}, api.Fail(ErrDevice, "")
 	}
-	sum := sha256.Sum256([]byte(e.Auth.Collection().Id + "/" + e.Auth.Id + "/" + device))
-	return Caller{Device: hex.EncodeToString(sum[:16])}, nil
+	return CallerOf(e.Auth, device), nil
+}
+
+// CallerOf is the caller with a device by name.
+func CallerOf(auth *core.Record, device string) Caller {
+	name := func(text string) string {
+		sum := sha256.Sum256([]byte(text))
+		return hex.EncodeToString(sum[:16])
+	}
+	account := auth.Collection().Id + "/" + auth.Id
+	return Caller{Device: name(account + "/" + device), owner: name(account)}
 }
 
 // Engine makes the pages.
