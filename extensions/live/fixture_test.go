@@ -105,6 +105,7 @@ func (s *server) up(changed ...configure) {
 	cfg.Frames = 1000
 	app := core.NewBaseApp(core.BaseAppConfig{DataDir: s.dir, DBConnect: db.Connect})
 	deps := live.Deps{Sessions: login.Endings{DB: app.ConcurrentDB, Table: db.TableVersion}}
+	deps.ReadOnly = func(e *core.RequestEvent) bool { c := sessions.Current(e); return c != nil && c.ReadOnly }
 	for _, change := range changed {
 		change(&cfg, &deps)
 	}

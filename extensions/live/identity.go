@@ -110,8 +110,9 @@ func (a *answer) Write(b []byte) (int, error) {
 }
 
 // identify answers a probe.
-func identify(e *core.RequestEvent, p *probe) error {
+func (h *Hub) identify(e *core.RequestEvent, p *probe) error {
 	p.who.Auth, p.done = e.Auth, true
+	p.who.ReadOnly = h.deps.ReadOnly != nil && h.deps.ReadOnly(e)
 	p.who.Session, _ = e.Get(sessionKey).(string)
 	return e.NoContent(http.StatusNoContent)
 }

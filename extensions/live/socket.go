@@ -189,9 +189,15 @@ func (s *socket) handle(ctx context.Context, f frame.In) error {
 		}
 	case "unsub":
 		s.unsubscribe(f)
-	case "publish":
-		s.publish(f)
-	case "presence":
+	case "publish", "presence":
+		if s.Who.Load().ReadOnly {
+			s.fail(f, feed.ErrDenied, "the session may only read")
+			return nil
+		}
+		if f.Type == "publish" {
+			s.publish(f)
+			return nil
+		}
 		if !s.hub.rooms.State(member{s.Conn}, s.rooms[f.Sub], f.State) {
 			s.fail(f, feed.ErrDenied, "there is no presence to change")
 		}

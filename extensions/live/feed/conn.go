@@ -38,6 +38,8 @@ type Identity struct {
 	Token   string
 	Session string // id, empty for a token without one
 	Expires time.Time
+
+	ReadOnly bool // it may say nothing
 }
 
 // Message is one that is no event: a frame, or a message of the stock contract.
