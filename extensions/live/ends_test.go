@@ -278,3 +278,16 @@ func TestSubscriptionsAreBounded(t *testing.T) {
 		}
 	}
 }
+
+// An IPv6 network is one guest, whatever address of it he takes, as for the rate limits.
+func TestGuestsAreCountedByNetwork(t *testing.T) {
+	s := start(t, func(c *live.Config, _ *live.Deps) { c.GuestConnections = 2 })
+	handler, n := s.http.Config.Handler, &atomic.Int64{}
+	s.http.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.RemoteAddr = fmt.Sprintf("[2001:db8::%d]:1", n.Add(1))
+		handler.ServeHTTP(w, r)
+	})
+	s.connect("")
+	s.connect("")
+	s.dial().ends(frame.CloseLimit)
+}

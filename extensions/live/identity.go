@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -135,6 +136,19 @@ func bearer(header string) string {
 }
 
 func accountOf(record *core.Record) string { return record.Collection().Id + "/" + record.Id }
+
+// addressOf is what guests are counted by: the address, or with IPv6 the network, which is the least that anybody has.
+func addressOf(e *core.RequestEvent) string {
+	addr, err := netip.ParseAddr(e.RealIP())
+	if err != nil || addr.Unmap().Is4() {
+		return e.RealIP()
+	}
+	network, err := addr.Prefix(64)
+	if err != nil { // there are so many bits
+		return e.RealIP()
+	}
+	return network.String()
+}
 
 // key is what the limit of connections counts by.
 func keyOf(c *feed.Conn, who *feed.Identity) string {

@@ -111,7 +111,7 @@ func (h *Hub) serveSocket(e *core.RequestEvent) error {
 		return nil
 	}
 	s := &socket{hub: h, ws: ws, tokens: float64(h.burst()), refill: time.Now(), rooms: map[string]string{}}
-	s.Conn, s.ctx = h.feed.NewConn(context.WithoutCancel(e.Request.Context()), e.Request, e.RealIP(), false, w)
+	s.Conn, s.ctx = h.feed.NewConn(context.WithoutCancel(e.Request.Context()), e.Request, addressOf(e), false, w)
 	if !h.enter(s.Conn) {
 		w.Close(frame.CloseLimit, errTooMany.Error())
 		return nil

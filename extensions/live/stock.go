@@ -251,7 +251,7 @@ func (h *Hub) lendClient(e *core.RealtimeConnectRequestEvent) error {
 	}
 	c.out = out
 	var ctx context.Context
-	c.conn, ctx = h.feed.NewConn(e.Request.Context(), e.Request, e.RealIP(), true, out)
+	c.conn, ctx = h.feed.NewConn(e.Request.Context(), e.Request, addressOf(e.RequestEvent), true, out)
 	defer c.conn.Fail(nil)
 	if !h.enter(c.conn) {
 		return &api.Problem{Code: ErrConnections, RetryAfter: time.Minute}

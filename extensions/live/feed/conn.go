@@ -68,7 +68,7 @@ type unit struct {
 type Conn struct {
 	ID      string
 	Stock   bool          // speaks the stock contract
-	Address string        // of the client
+	Address string        // of the client, as it is counted
 	Opened  *http.Request // which opened it
 
 	Who      atomic.Pointer[Identity] // nil before the client has said
