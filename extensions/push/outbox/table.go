@@ -49,7 +49,23 @@ func Migrations() []extensions.Migration {
 		`CREATE INDEX ` + chunksTable + `_collapse ON ` + chunksTable + ` (collapse, message) WHERE collapse <> ''`,
 		`CREATE INDEX ` + chunksTable + `_message ON ` + chunksTable + ` (message)`,
 		`CREATE TABLE ` + hintsTable + ` (device TEXT PRIMARY KEY, since INTEGER NOT NULL, count INTEGER NOT NULL) STRICT, WITHOUT ROWID`,
-	}, Tables()...)}
+	}, Tables()...), {
+		Unix: 1795510001, What: "name_templates",
+		Up: func(app core.App) error {
+			return alter(app, `ADD COLUMN template TEXT NOT NULL DEFAULT ''`, `ADD COLUMN template_version INTEGER NOT NULL DEFAULT 0`)
+		},
+		Down: func(app core.App) error { return alter(app, `DROP COLUMN template`, `DROP COLUMN template_version`) },
+	}}
+}
+
+// alter changes the table of messages.
+func alter(app core.App, changes ...string) error {
+	for _, change := range changes {
+		if _, err := app.NonconcurrentDB().NewQuery(`ALTER TABLE ` + messagesTable + ` ` + change).Execute(); err != nil {
+			return fmt.Errorf("alter %s: %w", messagesTable, err)
+		}
+	}
+	return nil
 }
 
 // State is where a message stands.
@@ -95,6 +111,8 @@ type row struct {
 	Spec      string `db:"spec"`
 	Target    string `db:"target"`
 	Category  string `db:"category"`
+	Template  string `db:"template"`
+	Version   int    `db:"template_version"`
 	Job       string `db:"job"`
 	Fanned    int    `db:"fanned"`
 	Totals    string `db:"totals"`

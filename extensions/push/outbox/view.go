@@ -79,6 +79,8 @@ type View struct {
 	State     State           `json:"state"`
 	Target    string          `json:"target"`
 	Category  string          `json:"category"`
+	Template  string          `json:"template"`        // empty if it brought its own texts
+	Version   int             `json:"templateVersion"` // 0 is what the program declares
 	CreatedAt time.Time       `json:"createdAt"`
 	DueAt     time.Time       `json:"dueAt"`
 	DoneAt    *time.Time      `json:"doneAt"`
@@ -89,7 +91,7 @@ type View struct {
 func (r *row) view() (View, error) {
 	v := View{
 		ID: serial.Format(r.ID), Key: r.Key, State: states()[r.State], Target: r.Target, Category: r.Category,
-		CreatedAt: time.UnixMilli(r.CreatedAt).UTC(), DueAt: time.UnixMilli(r.DueAt).UTC(), DoneAt: moment(r.DoneAt), Message: json.RawMessage("null"),
+		Template: r.Template, Version: r.Version, CreatedAt: time.UnixMilli(r.CreatedAt).UTC(), DueAt: time.UnixMilli(r.DueAt).UTC(), DoneAt: moment(r.DoneAt), Message: json.RawMessage("null"),
 	}
 	if r.Totals != "" {
 		v.Totals = &Totals{}
@@ -134,6 +136,7 @@ func (o *Outbox) show(app core.App, text string) (View, error) {
 type list struct {
 	State    string `json:"state,omitempty" enum:"scheduled,sending,done,cancelled"`
 	Category string `json:"category,omitempty" maxLength:"100"`
+	Template string `json:"template,omitempty" maxLength:"100"`
 	Cursor   string `json:"cursor,omitempty" maxLength:"20"`
 	Limit    int    `json:"limit,omitempty" minimum:"1" maximum:"100"`
 }
@@ -149,12 +152,15 @@ func (o *Outbox) list(app core.App, in list) (Page, error) {
 	if in.Limit == 0 {
 		in.Limit = 25
 	}
-	q := app.ConcurrentDB().Select("id", "key", "state", "target", "category", "totals", "due_at", "created_at", "done_at").From(messagesTable)
+	q := app.ConcurrentDB().Select("id", "key", "state", "target", "category", "template", "template_version", "totals", "due_at", "created_at", "done_at").From(messagesTable)
 	if in.State != "" {
 		q.AndWhere(dbx.HashExp{"state": slices.Index(states(), State(in.State))})
 	}
 	if in.Category != "" {
 		q.AndWhere(dbx.HashExp{"category": in.Category})
+	}
+	if in.Template != "" {
+		q.AndWhere(dbx.HashExp{"template": in.Template})
 	}
 	rows, next, err := serial.Newest(q, in.Cursor, in.Limit, func(r *row) int64 { return r.ID })
 	if errors.Is(err, serial.ErrForm) {
@@ -189,24 +195,25 @@ type preview struct {
 
 // Preview is what somebody with a locale would read.
 type Preview struct {
-	Locale string `json:"locale"` // of the text that is used
+	Locale  string `json:"locale"`          // of the text that is used
+	Version int    `json:"templateVersion"` // 0 is what the program declares, or the request
 	template.Text
 }
 
-func (o *Outbox) preview(in preview) (Preview, error) {
+func (o *Outbox) preview(app core.App, in preview) (Preview, error) {
 	m := message.Message{Title: in.Title, Body: in.Body, Texts: in.Texts, Template: in.Template}
-	set, err := o.resolve(&m)
+	set, err := o.resolve(app, &m)
 	if err == nil && set == nil {
-		err = errors.New("texts: there is nothing to show")
+		err = invalid(errors.New("texts: there is nothing to show"))
 	}
 	if err != nil {
-		return Preview{}, invalid(err)
+		return Preview{}, err
 	}
 	text, err := set.Render(in.Locale, in.Values)
 	if err != nil {
 		return Preview{}, invalid(err)
 	}
-	return Preview{set.Locale(in.Locale), text}, nil
+	return Preview{set.Locale(in.Locale), m.Version, text}, nil
 }
 
 // Operations are for admins, for API keys with their scopes, and for hooks.
@@ -240,7 +247,7 @@ func (o *Outbox) Operations() []operations.Operation {
 		}),
 		operations.Define(operations.Spec[preview, Preview]{
 			Name: "push.preview", Summary: "Show what somebody with a locale would read", KeyOptional: true, Callers: readers,
-			Do: func(_ *operations.Call, in preview) (Preview, error) { return o.preview(in) },
+			Do: func(c *operations.Call, in preview) (Preview, error) { return o.preview(c.App, in) },
 		}),
 	}
 }
