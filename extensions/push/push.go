@@ -224,9 +224,9 @@ func (p *Push) Devices() *device.Registry { return p.devices }
 // Outbox sends messages.
 func (p *Push) Outbox() *outbox.Outbox { return p.outbox }
 
-// Operations are those of messages and their templates.
+// Operations are those of messages, of their templates, and of credentials.
 func (p *Push) Operations() []operations.Operation {
-	return slices.Concat(p.outbox.Operations(), p.wording.Operations())
+	return slices.Concat(p.outbox.Operations(), p.wording.Operations(), p.connections())
 }
 
 // Extension is the feature for the list in main.go. It must come behind that of the jobs.
@@ -234,7 +234,7 @@ func (p *Push) Extension() extensions.Extension {
 	return extensions.Extension{
 		Name:       "push",
 		Settings:   p.cfg,
-		Codes:      slices.Concat(device.Codes(), outbox.Codes(), wording.Codes()),
+		Codes:      slices.Concat(device.Codes(), outbox.Codes(), wording.Codes(), []*extensions.Code{ErrRefused}),
 		Tables:     slices.Concat([]string{credentials.Table}, device.Tables(), outbox.Tables(), wording.Tables()),
 		Migrations: slices.Concat([]extensions.Migration{extensions.Tables(1795504000, "create_credentials", credentials.Statements(), credentials.Table)}, device.Migrations(1795505000), outbox.Migrations(), wording.Migrations()),
 		Bind: func(h *extensions.Host) error {

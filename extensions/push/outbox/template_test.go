@@ -1,6 +1,7 @@
 package outbox_test
 
 import (
+	"maps"
 	"net/http"
 	"testing"
 	"time"
@@ -19,9 +20,7 @@ func TestTemplates(t *testing.T) {
 	ada, _ := f.user(t, "ada")
 	ask := func(more m) m {
 		in := m{"to": m{"users": []string{ada}}, "template": "meetings.moved", "values": m{"time": "15:00"}, "key": "first"}
-		for name, value := range more {
-			in[name] = value
-		}
+		maps.Copy(in, more)
 		return in
 	}
 	later := time.Now().Add(time.Hour).UTC().Format(time.RFC3339)

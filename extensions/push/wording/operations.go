@@ -135,7 +135,7 @@ func (w *Wording) show(app core.App, in naming) (Template, error) {
 		return Template{}, api.ErrNotFound
 	}
 	out := Template{
-		View: View{Name: in.Name, Declared: isDeclared, Languages: slices.Sorted(maps.Keys(own.texts))}, Texts: own.texts, DeclaredTexts: own.texts,
+		Name: in.Name, Declared: isDeclared, Languages: slices.Sorted(maps.Keys(own.texts)), Texts: own.texts, DeclaredTexts: own.texts,
 		Needs: map[string][]string{}, History: []Revision{},
 	}
 	if len(rows) > 0 && rows[0].inForce() {

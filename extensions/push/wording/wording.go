@@ -154,7 +154,7 @@ func unknown(needs, given template.Needs) []error {
 
 // split takes joined errors apart.
 func split(err error) []error {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // the joined one itself
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		return joined.Unwrap()
 	}
 	return []error{err}

@@ -160,7 +160,7 @@ func TestRefused(t *testing.T) {
 	}{
 		{"own", m{"de": m{"title": "a"}}, "texts", "default is missing"},
 		{"own", m{"default": m{"title": "a"}, "de": m{"body": "{n, plural, one{a}}"}}, "texts.de.body", "other is missing"},
-		{"own", m{"default": m{"title": "{name}"}, "de": m{"title": "{nmae}"}}, "texts.de", "{nmae} is no value that messages give; these are [name]"},
+		{"own", m{"default": m{"title": "{name}"}, "de": m{"title": "{nome}"}}, "texts.de", "{nome} is no value that messages give; these are [name]"},
 		{"own", m{"default": m{"title": "{n}"}, "de": m{"title": "{n, number}"}, "fr": m{"title": "{n, select, other{}}"}}, "texts.fr", "wanted as choice"},
 		{"own", m{"default": m{"title": "{n, number}", "body": "{n, select, other{}}"}}, "texts.default", "a number at one place"},
 		{"own", m{"default": m{"title": "a"}, "de": m{}}, "texts.de", "needs a title or a body"},
@@ -184,7 +184,7 @@ func TestRefused(t *testing.T) {
 		}
 	}
 	big := m{"default": m{"title": "a"}}
-	for _, language := range strings.Fields("de fr it es pt nl sv da fi pl cs sk hu ro bg el tr") {
+	for language := range strings.FieldsSeq("de fr it es pt nl sv da fi pl cs sk hu ro bg el tr") {
 		big[language] = m{"title": strings.Repeat("x", 4000)}
 	}
 	f.call(t, "push.template.save", m{"name": "own", "version": 0, "texts": big}, api.ErrValidation.Name)
@@ -206,7 +206,7 @@ func (f *fixture) list(t *testing.T) []wording.View {
 // Templates that the program does not know are the admins' own; removed ones can be read for a while.
 func TestOwn(t *testing.T) {
 	f := start(t, posts)
-	saved := f.call(t, "push.template.save", m{"name": "own", "version": 0, "texts": m{"default": m{"title": "{n} new"}, "pl": m{"title": "{n, plural, one{nowy} other{nowe}}"}}}, "")
+	saved := f.call(t, "push.template.save", m{"name": "own", "version": 0, "texts": m{"default": m{"title": "{n} new"}, "pl": m{"title": "{n, plural, one{wpis} other{wpisu}}"}}}, "")
 	if saved.Version != 1 || saved.Declared || saved.Values["n"] != template.Number || saved.DeclaredTexts != nil {
 		t.Errorf("%+v", saved)
 	}
