@@ -14,9 +14,10 @@
 //
 // Settings: SATCHEL_JOBS_*. Tables: jobs_queue, jobs_history, jobs_keys, jobs_queues, jobs_schedules. Folder: jobs in the
 // data folder, with an empty file for each process. Route: GET /api/v1/jobs/{id}, for the owner. Operations for admins:
-// jobs.list, jobs.show, jobs.queues, jobs.retry, jobs.cancel, jobs.pause, jobs.resume. Commands: jobs. JavaScript hooks:
-// $jobs. What operators and scripts use, and mails, are packages below this one. Failure modes: a job that fails is tried again with growing waits and is dead when its attempts are used up;
-// dead jobs wait for somebody to retry, edit or cancel them, and the check "jobs" tells of them.
+// jobs.list, jobs.show, jobs.queues, jobs.retry, jobs.retryDead, jobs.cancel, jobs.pause, jobs.resume. Commands: jobs.
+// JavaScript hooks: $jobs. What operators and scripts use, and mails, are packages below this one. Failure modes: a job that
+// fails is tried again with growing waits and is dead when its attempts are used up; dead jobs wait for somebody to retry,
+// edit or cancel them, and the check "jobs" tells of them.
 package jobs
 
 import (
