@@ -39,6 +39,7 @@ import (
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/internal/secret"
 	"github.com/satchelbase/satchel/extensions/internal/serial"
+	"github.com/satchelbase/satchel/extensions/jobs/meter"
 	"github.com/satchelbase/satchel/extensions/jobs/presence"
 	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
@@ -213,6 +214,15 @@ func (j *Jobs) Workers() map[string]int {
 	list := make(map[string]int, len(j.queues))
 	for name, q := range j.queues {
 		list[name] = q.workers
+	}
+	return list
+}
+
+// Meters is what was counted of the jobs of each kind that is declared.
+func (j *Jobs) Meters() map[string]*meter.Meter {
+	list := make(map[string]*meter.Meter, len(j.kinds))
+	for name, k := range j.kinds {
+		list[name] = k.meter
 	}
 	return list
 }

@@ -365,6 +365,7 @@ func (j *Jobs) settled() {
 			j.lower(r.at.UnixMilli())
 		}
 		j.count.ended.Add(1)
+		r.job.kind.meter.Ended(r.counted())
 		j.sinceSweep++
 	}
 	clear(j.pending)

@@ -257,7 +257,7 @@ func (p *Push) Extension() extensions.Extension {
 			return errors.Join(err, p.devices.Stop(ctx))
 		},
 		Checks:   []extensions.Check{{Name: "push", Run: check}, {Name: "push devices", Run: p.devices.Check}, {Name: "push templates", Run: p.wording.Check}},
-		Metrics:  p.devices.Metrics(),
+		Metrics:  slices.Concat(p.devices.Metrics(), p.outbox.Metrics()),
 		Commands: func(h *extensions.Host) []*cobra.Command { return []*cobra.Command{p.command(h)} },
 	}
 }

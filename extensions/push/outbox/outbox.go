@@ -33,6 +33,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/push/device"
 	"github.com/satchelbase/satchel/extensions/push/inbox"
 	"github.com/satchelbase/satchel/extensions/push/message"
+	"github.com/satchelbase/satchel/extensions/push/meter"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 	"github.com/satchelbase/satchel/extensions/push/template"
 )
@@ -77,6 +78,7 @@ type Outbox struct {
 	numbers serial.Counter
 	writer  batch.Writer[result]
 	inbox   *inbox.Inbox
+	meter   *meter.Meter
 	now     func() time.Time
 	app     core.App
 	log     *slog.Logger
@@ -84,7 +86,7 @@ type Outbox struct {
 
 // New returns an outbox and declares its jobs.
 func New(cfg Config, deps Deps) *Outbox {
-	o := &Outbox{cfg: cfg, deps: deps, now: time.Now, inbox: inbox.New(cfg.Inbox, deps.Devices), log: slog.New(slog.DiscardHandler)}
+	o := &Outbox{cfg: cfg, deps: deps, now: time.Now, meter: meter.New(), inbox: inbox.New(cfg.Inbox, deps.Devices), log: slog.New(slog.DiscardHandler)}
 	o.writer.Save = o.save
 	deps.Jobs.Add(o.kinds()...)
 	return o

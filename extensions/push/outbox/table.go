@@ -12,6 +12,7 @@ import (
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/internal/serial"
 	"github.com/satchelbase/satchel/extensions/push/message"
+	"github.com/satchelbase/satchel/extensions/push/rest"
 )
 
 // The tables.
@@ -19,11 +20,10 @@ const (
 	messagesTable   = "push_messages"
 	deliveriesTable = "push_deliveries"
 	chunksTable     = "push_chunks"
-	hintsTable      = "push_hints"
 )
 
 // Tables lists those of the package. No rule, collection or view reads them.
-func Tables() []string { return []string{messagesTable, deliveriesTable, chunksTable, hintsTable} }
+func Tables() []string { return []string{messagesTable, deliveriesTable, chunksTable, rest.Table} }
 
 // Migrations create them. Times are Unix milliseconds, 0 is never. A delivery is in the order of the fan-out, so that its
 // rows are appended; a chunk is the devices of one job, as JSON, and is gone when that has ended.
@@ -48,7 +48,7 @@ func Migrations() []extensions.Migration {
 		) STRICT`,
 		`CREATE INDEX ` + chunksTable + `_collapse ON ` + chunksTable + ` (collapse, message) WHERE collapse <> ''`,
 		`CREATE INDEX ` + chunksTable + `_message ON ` + chunksTable + ` (message)`,
-		`CREATE TABLE ` + hintsTable + ` (device TEXT PRIMARY KEY, since INTEGER NOT NULL, count INTEGER NOT NULL) STRICT, WITHOUT ROWID`,
+		rest.Statement,
 	}, Tables()...), {
 		Unix: 1795510001, What: "name_templates",
 		Up: func(app core.App) error {

@@ -61,6 +61,13 @@ func (p *Pool) Each(ctx context.Context, n int, key func(i int) string, f func(c
 	return results
 }
 
+type timedKey struct{}
+
+// Timed returns a context with which the pools tell how long each call has taken.
+func Timed(ctx context.Context, observe func(took time.Duration)) context.Context {
+	return context.WithValue(ctx, timedKey{}, observe)
+}
+
 // One makes a single call. An empty key is for what is refused before any call.
 func (p *Pool) One(ctx context.Context, key string, f func(ctx context.Context) Result) Result {
 	if key == "" {
@@ -81,7 +88,11 @@ func (p *Pool) One(ctx context.Context, key string, f func(ctx context.Context) 
 	}
 	first := p.warm(ctx, h)
 	bounded, cancel := context.WithTimeout(ctx, outbound.Timeout)
+	begun := time.Now()
 	r := f(bounded)
+	if observe, timed := ctx.Value(timedKey{}).(func(time.Duration)); timed {
+		observe(time.Since(begun))
+	}
 	cancel()
 	well := r.Outcome != Retry || (r.Status > 0 && r.Status < 500)
 	p.ended(h, well, first)
