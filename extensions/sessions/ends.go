@@ -58,9 +58,24 @@ func (s *Sessions) endExcluded(e *core.RecordEvent) error {
 	return s.EndAll(e.App, e.Record, reasonRule)
 }
 
-// EndAll ends every session of a user and says so in the audit, in the transaction of app if it is one.
+// EndAll ends every session of a user, also those in which the user acts for others, and says so in the audit, in the
+// transaction of app if it is one.
 func (s *Sessions) EndAll(app core.App, record *core.Record, reason string) error {
-	return s.endSome(app, nil, record, reason, login.Owned, login.Owner(record))
+	return s.endAllBut(app, nil, record, reason, "")
+}
+
+// endAllBut leaves one session alone, whose id is kept.
+func (s *Sessions) endAllBut(app core.App, e *core.RequestEvent, record *core.Record, reason, kept string) error {
+	params := login.Owner(record)
+	params["kept"] = kept
+	return app.RunInTransaction(func(tx core.App) error {
+		for _, where := range []string{login.Owned, login.Acting} {
+			if err := s.endSome(tx, e, record, reason, where+` AND l.id <> {:kept}`, params); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 func (s *Sessions) endSome(app core.App, e *core.RequestEvent, record *core.Record, reason, where string, params dbx.Params) error {

@@ -30,12 +30,7 @@ func (s *Sessions) KeepCurrent(e *core.RequestEvent) context.Context {
 // endForCredentials ends the sessions of a user whose credentials have changed.
 func (s *Sessions) endForCredentials(e *core.RecordEvent) error {
 	kept, _ := e.Context.Value(keptKey{}).(string)
-	if kept == "" {
-		return s.EndAll(e.App, e.Record, reasonCredentials)
-	}
-	params := login.Owner(e.Record)
-	params["kept"] = kept
-	return s.endSome(e.App, nil, e.Record, reasonCredentials, login.Owned+` AND l.id <> {:kept}`, params)
+	return s.endAllBut(e.App, nil, e.Record, reasonCredentials, kept)
 }
 
 // Reissue answers the tokens (a [Grant]) of the session of the request once more, after its user has shown or chosen a

@@ -169,7 +169,7 @@ func (s *Sessions) handleLogoutAll(e *core.RequestEvent) error {
 	if err := api.Bind(e, &struct{}{}); err != nil {
 		return err
 	}
-	if err := s.endSome(e.App, e, e.Auth, reasonSignedOut, login.Owned, login.Owner(e.Auth)); err != nil {
+	if err := s.endAllBut(e.App, e, e.Auth, reasonSignedOut, ""); err != nil {
 		return err
 	}
 	return e.NoContent(http.StatusNoContent)

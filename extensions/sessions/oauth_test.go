@@ -308,6 +308,29 @@ func TestImpersonation(t *testing.T) {
 	f.works(t, "after 15 minutes", stock, sessions.ErrTokenRevoked.Name)
 }
 
+// An admin whose credentials change acts for nobody any more, however the impersonation was begun.
+func TestImpersonationEndsWithActor(t *testing.T) {
+	f := start(t)
+	user, _ := f.User(t, email)
+	admin, token := f.superuser(t)
+	r := f.Do(t, apptest.Request{Method: http.MethodPost, Path: "/api/v1/auth/impersonate", Token: token, Body: map[string]any{"user": user.Id, "reason": "ticket 7"}})
+	var acting struct{ Data grant }
+	if err := json.Unmarshal(r.Body, &acting); err != nil {
+		t.Fatal(err)
+	}
+	r = f.Do(t, apptest.Request{Method: http.MethodPost, Path: "/api/collections/users/impersonate/" + user.Id, Token: token, Body: `{}`})
+	stock, _ := r.JSON(t)["token"].(string)
+	own := f.signIn(t, nil)
+	f.works(t, "acting", acting.Data.AccessToken, "")
+	f.works(t, "acting by the stock route", stock, "")
+
+	admin.SetPassword("another-password-1")
+	save(t, f, admin)
+	f.works(t, "acting for somebody, after a change of the password", acting.Data.AccessToken, sessions.ErrTokenRevoked.Name)
+	f.works(t, "the same by the stock route", stock, sessions.ErrTokenRevoked.Name)
+	f.works(t, "the user", own.AccessToken, "")
+}
+
 func TestKeysRotate(t *testing.T) {
 	f := start(t)
 	f.User(t, email)
