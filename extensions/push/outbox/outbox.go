@@ -114,6 +114,12 @@ func (o *Outbox) Send(tx core.App, m message.Message) (Sent, error) {
 	if err != nil {
 		return Sent{}, invalid(err)
 	}
+	sum := sha256.Sum256([]byte(asked))
+	if m.Key != "" && m.Template != "" { // before the template is asked for, which may be another one by now
+		if sent, err := repeated(tx, m.Key, sum); !errors.Is(err, sql.ErrNoRows) {
+			return sent, err
+		}
+	}
 	set, err := o.resolve(tx, &m)
 	if err != nil {
 		return Sent{}, err
@@ -133,7 +139,7 @@ func (o *Outbox) Send(tx core.App, m message.Message) (Sent, error) {
 	}
 	var sent Sent
 	err = tx.RunInTransaction(func(tx core.App) error {
-		sent, err = o.insert(tx, &m, spec, sha256.Sum256([]byte(asked)), now)
+		sent, err = o.insert(tx, &m, spec, sum, now)
 		return err
 	})
 	return sent, err

@@ -41,6 +41,14 @@ func TestTemplates(t *testing.T) {
 	if again := f.send(t, ask(m{"sendAt": later})); !again.Duplicate || again.ID != first.ID {
 		t.Errorf("the same message with another wording: %+v", again)
 	}
+	own := m{"to": m{"users": []string{ada}}, "template": "own", "key": "own", "sendAt": later}
+	f.operation(t, "push.template.save", m{"name": "own", "version": 0, "texts": m{"default": m{"title": "Own"}}}, nil)
+	sentOwn := f.send(t, own)
+	f.operation(t, "push.template.remove", m{"name": "own", "version": 1}, nil)
+	if again := f.send(t, own); !again.Duplicate || again.ID != sentOwn.ID {
+		t.Errorf("the same message without its template: %+v", again)
+	}
+	f.operation(t, "push.cancel", m{"id": sentOwn.ID}, nil)
 	second := f.send(t, ask(m{"key": "second"}))
 	save(1, "Again: {time}")
 	f.done(t, second.ID)
@@ -60,14 +68,14 @@ func TestTemplates(t *testing.T) {
 		}
 	}
 	f.send(t, m{"to": m{"users": []string{ada}}, "title": "without"})
-	for query, want := range map[string]int{"": 3, "?template=meetings.moved": 2} {
+	for query, want := range map[string]int{"": 4, "?template=meetings.moved": 2} {
 		var page outbox.Page
 		decode(t, f.get(t, "push.messages"+query), &page)
 		if len(page.Messages) != want {
 			t.Errorf("%s: %d messages", query, len(page.Messages))
 		}
 	}
-	if r := f.operation(t, "push.send", ask(m{"template": "other"}), nil); r.Status != http.StatusBadRequest {
+	if r := f.operation(t, "push.send", ask(m{"template": "other", "key": ""}), nil); r.Status != http.StatusBadRequest {
 		t.Errorf("no such template: %d %s", r.Status, r.Body)
 	}
 }

@@ -152,14 +152,12 @@ func (o *Outbox) Metrics() []extensions.Metric {
 
 func countStates(app core.App) (map[int]int, error) {
 	var rows []struct{ State, N int }
-	if err := app.ConcurrentDB().NewQuery(`SELECT state, count(*) AS n FROM ` + messagesTable + ` GROUP BY state`).All(&rows); err != nil {
-		return nil, fmt.Errorf("count messages: %w", err)
-	}
+	err := app.ConcurrentDB().NewQuery(`SELECT state, count(*) AS n FROM ` + messagesTable + ` GROUP BY state`).All(&rows)
 	counts := map[int]int{}
 	for _, r := range rows {
 		counts[r.State] = r.N
 	}
-	return counts, nil
+	return counts, err
 }
 
 // list chooses messages. Cursor is the id behind which a page begins.
