@@ -34,6 +34,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/push"
 	"github.com/satchelbase/satchel/extensions/push/device"
 	"github.com/satchelbase/satchel/extensions/push/outbox"
+	"github.com/satchelbase/satchel/extensions/push/trigger"
 	"github.com/satchelbase/satchel/extensions/push/wording"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/sessions/login"
@@ -61,19 +62,31 @@ func newSync(cfg sync.Config, log *changes.Log, db *store.Store) *sync.Sync {
 	return sync.New(cfg, sync.Deps{Log: log, Durable: db.Durable})
 }
 
+// shared is what features and hooks, those in JavaScript too, add their own to.
+type shared struct {
+	ops      *operations.Operations
+	queue    *jobs.Jobs
+	scripted *trigger.Script
+}
+
+func newShared(cfg config) shared {
+	queue := jobs.New(cfg.jobs)
+	return shared{operations.New(), queue, trigger.NewScript(queue)}
+}
+
 // about is what the program says of itself.
-func about(cfg config, db *store.Store, ops *operations.Operations, queue *jobs.Jobs) program.Info {
+func about(cfg config, db *store.Store, s shared) program.Info {
 	return program.Info{
 		Version: version, DataDir: cfg.general.DataDir, HTTP: cfg.general.HTTP, Queries: cfg.general.Queries,
-		Public: site(), DBConnect: db.Connect, Scripts: scripts(ops, queue),
+		Public: site(), DBConnect: db.Connect, Scripts: scripts(s),
 	}
 }
 
 // scripts is what JavaScript hooks may use besides what PocketBase gives them.
-func scripts(ops *operations.Operations, queue *jobs.Jobs) program.Scripts {
-	background := script.New(queue)
+func scripts(s shared) program.Scripts {
+	background := script.New(s.queue)
 	return program.Scripts{
-		Globals: []func(*goja.Runtime) error{ops.Script, background.Globals},
+		Globals: []func(*goja.Runtime) error{s.ops.Script, background.Globals, s.scripted.Globals},
 		Host:    func(app core.App) core.App { return background.Host(app) },
 	}
 }
@@ -102,11 +115,11 @@ func addCommands(pb *pocketbase.PocketBase, h *extensions.Host, list []extension
 }
 
 // install binds the features and the app's own hooks to an application that is not open yet.
-func install(cfg config, pb *pocketbase.PocketBase, app core.App, db *store.Store, ops *operations.Operations, queue *jobs.Jobs) (*extensions.Host, []extensions.Extension, *sessions.Sessions, error) {
+func install(cfg config, pb *pocketbase.PocketBase, app core.App, db *store.Store, s shared) (*extensions.Host, []extensions.Extension, *sessions.Sessions, error) {
 	h := &extensions.Host{
 		App: app, Version: version, Production: cfg.general.production(), Logger: slog.New(logs.Handler(os.Stderr, cfg.logs)),
 	}
-	list, sess := features(cfg, pb, db, ops, queue)
+	list, sess := features(cfg, pb, db, s)
 	if err := extensions.Install(h, list); err != nil {
 		return nil, nil, nil, err
 	}
@@ -173,10 +186,13 @@ func newHub(cfg live.Config, pb *pocketbase.PocketBase, db *store.Store, clog *c
 }
 
 // newPush ties devices to the sessions that they have registered in.
-func newPush(cfg push.Config, clog *changes.Log, queue *jobs.Jobs, deps push.Deps) *push.Push {
-	deps.Jobs, deps.Log, deps.Leader = queue, clog, leader.Alone().Is
+func newPush(cfg push.Config, clog *changes.Log, s shared, deps push.Deps) *push.Push {
+	deps.Jobs, deps.Log, deps.Leader = s.queue, clog, leader.Alone().Is
 	deps.Topics, deps.Categories = hooks.Topics(), hooks.Categories()
-	deps.Templates, deps.Triggers, deps.Hints = hooks.Templates(), hooks.Triggers, hooks.Hints()
+	deps.Templates, deps.Hints = hooks.Templates(), hooks.Hints()
+	deps.Triggers = func(out *outbox.Outbox) []trigger.Trigger {
+		return append(hooks.Triggers(hooks.Effects{Outbox: out, Jobs: s.queue, Operations: s.ops}), s.scripted.Triggers()...)
+	}
 	deps.Ended, deps.Endings = login.HasEnded, login.Ended
 	deps.Acting = func(e *core.RequestEvent) bool {
 		c := sessions.Current(e)
@@ -192,14 +208,14 @@ func sandbox(cfg config, pb *pocketbase.PocketBase) func(dataDir string) (core.A
 		if err != nil {
 			return nil, err
 		}
-		ops, queue := operations.New(), jobs.New(cfg.jobs)
-		app, err := program.Sandbox(pb, dataDir, db.Connect, scripts(ops, queue))
+		s := newShared(cfg)
+		app, err := program.Sandbox(pb, dataDir, db.Connect, scripts(s))
 		if err != nil {
 			return nil, err
 		}
 		copied := cfg
 		copied.secrets, copied.audit = cfg.secrets.Sandbox(pb.DataDir()), cfg.audit.Sandbox()
-		_, _, _, err = install(copied, pb, app, db, ops, queue)
+		_, _, _, err = install(copied, pb, app, db, s)
 		return app, err
 	}
 }

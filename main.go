@@ -58,8 +58,9 @@ var public embed.FS
 var version = "dev"
 
 // features lists what this program can do. The order is that of start-up; the first is outermost around a request.
-func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *operations.Operations, queue *jobs.Jobs) ([]extensions.Extension, *sessions.Sessions) {
+func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, s shared) ([]extensions.Extension, *sessions.Sessions) {
 	var list []extensions.Extension
+	ops, queue := s.ops, s.queue
 	vault, hasher, gate := secrets.NewVault(), passwords.NewHasher(cfg.passwords), attestation.NewGate(cfg.attestation)
 	log := audit.NewLog(vault)
 	clog := changes.New(cfg.changes, db)
@@ -72,7 +73,7 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, ops *opera
 	groups := teams.New(cfg.teams, teams.Deps{PublicURL: cfg.general.PublicURL, Audit: log.Note, Mail: mails.Send})
 	accounts := newAccounts(cfg.account, queue, sess, db, log, vault.Key)
 	hub := newHub(cfg.live, pb, db, clog)
-	pushes := newPush(cfg.push, clog, queue, push.Deps{Vault: vault, Audit: log.Note, Live: hub.Sessions})
+	pushes := newPush(cfg.push, clog, s, push.Deps{Vault: vault, Audit: log.Note, Live: hub.Sessions})
 	ops.Add(hooks.Operations(), groups.Operations(), accounts.Operations(), queueOperations(queue), pushes.Operations())
 	list = []extensions.Extension{
 		api.New(cfg.api),
@@ -136,10 +137,10 @@ func run(args []string) int {
 	if err != nil {
 		return cli.Report(os.Stderr, err, false)
 	}
-	ops, queue := operations.New(), jobs.New(cfg.jobs)
-	info := about(cfg, db, ops, queue)
+	s := newShared(cfg)
+	info := about(cfg, db, s)
 	pb := program.New(info, args)
-	h, list, sess, err := install(cfg, pb, pb, db, ops, queue)
+	h, list, sess, err := install(cfg, pb, pb, db, s)
 	if err != nil {
 		return cli.Report(os.Stderr, err, false)
 	}

@@ -19,8 +19,6 @@ import (
 	"github.com/pocketbase/pocketbase/tools/router"
 
 	"github.com/satchelbase/satchel/extensions"
-	"github.com/satchelbase/satchel/extensions/jobs"
-	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/program"
 	"github.com/satchelbase/satchel/extensions/settings"
 	"github.com/satchelbase/satchel/extensions/store"
@@ -37,7 +35,7 @@ func build(t *testing.T) (*pocketbase.PocketBase, *settings.Settings, []extensio
 		t.Fatal(err)
 	}
 	pb := program.New(program.Info{DataDir: t.TempDir(), DBConnect: db.Connect}, nil)
-	list, _ := features(cfg, pb, db, operations.New(), jobs.New(cfg.jobs))
+	list, _ := features(cfg, pb, db, newShared(cfg))
 	return pb, cfg.settings, list
 }
 

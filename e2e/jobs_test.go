@@ -237,3 +237,66 @@ routerAdd("POST", "/enqueue", (e) => {
 		t.Errorf("list: %s", list.Body)
 	}
 }
+
+// A hook in JavaScript declares a trigger: the job is asked for once for each change that fulfils the condition.
+func TestTriggers(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write(t, dir, "pb_hooks/main.pb.js", `
+$triggers.on("notes", { on: ["created", "updated"], if: 'title ~ "urgent"', enqueue: "notes.tell" })
+$triggers.on("notes", { name: "notes.gone", on: ["deleted"], enqueue: "notes.tell" })
+
+$jobs.define("notes.tell", {}, (e) => {
+    e.once("count", (tx) => {
+        tx.db().newQuery("INSERT INTO told VALUES ({:event}, {:record}, {:key})").bind(e.payload).execute()
+    })
+})
+
+onBootstrap((e) => {
+    e.next()
+    e.app.db().newQuery("CREATE TABLE IF NOT EXISTS told (event TEXT, record TEXT, key TEXT UNIQUE)").execute()
+})
+
+routerAdd("GET", "/told", (e) => {
+    const rows = arrayOf(new DynamicModel({ event: "", record: "" }))
+    e.app.db().newQuery("SELECT event, record FROM told ORDER BY rowid").all(rows)
+    return e.json(200, { told: rows.map((r) => r.event + " " + r.record).join(", ") })
+})
+`)
+	s := startIn(t, dir, relaxed()...)
+	owner, token := s.user(t, "told@example.com")
+	note := func(method, id, title string) string {
+		t.Helper()
+		answer := s.do(t, request{Method: method, Path: strings.TrimSuffix("/api/collections/notes/records/"+id, "/"), Token: token, JSON: map[string]any{"owner": owner, "title": title}})
+		if answer.Status >= 300 {
+			t.Fatalf("%s: %d %s", method, answer.Status, answer.Body)
+		}
+		if id != "" {
+			return id
+		}
+		return answer.text(t, "id")
+	}
+	want := ""
+	told := func(more string) {
+		t.Helper()
+		want += more
+		got := ""
+		eventually(t, "a job after "+more, 30*time.Second, func() bool {
+			got = s.do(t, request{Path: "/told"}).text(t, "told")
+			return len(got) >= len(want)
+		})
+		if got != want {
+			t.Fatalf("told: %s, want %s", got, want)
+		}
+	}
+	note(http.MethodPost, "", "one for later")
+	urgent := note(http.MethodPost, "", "an urgent one")
+	told("created " + urgent)
+	s.kill()
+	s.up(t)
+	note(http.MethodPatch, urgent, "it is urgent")
+	told(", updated " + urgent)
+	note(http.MethodPatch, urgent, "never mind")
+	note(http.MethodDelete, urgent, "")
+	told(", deleted " + urgent)
+}

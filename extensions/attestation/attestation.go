@@ -79,7 +79,7 @@ type Gate struct {
 
 // NewGate returns the gate of the extension. cfg must be valid.
 func NewGate(cfg Config) *Gate {
-	return newGate(cfg, jwks.New(outbound.NewClient(outbound.Options{}), jwks.Source{URL: keysURL}, nil))
+	return newGate(cfg, jwks.New(outbound.NewClient(outbound.Options{Breakers: outbound.NewBreakers(0)}), jwks.Source{URL: keysURL}, nil))
 }
 
 // Require refuses a request that does not bring a good token, whatever the mode of its route. Without a project in the

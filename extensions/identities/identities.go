@@ -188,7 +188,7 @@ func noStore(e *core.RequestEvent) error {
 
 // serve makes the verifiers, because what they may reach depends on the mode, and adds the alias.
 func (s *service) serve(h *extensions.Host, e *core.ServeEvent) error {
-	options := outbound.Options{AllowLoopback: s.cfg.AllowLoopback}
+	options := outbound.Options{AllowLoopback: s.cfg.AllowLoopback, Breakers: outbound.NewBreakers(0)}
 	if h.Production && (s.cfg.AllowLoopback || s.cfg.CAFile != "") {
 		return errors.New("SATCHEL_IDENTITIES_ALLOW_LOOPBACK and SATCHEL_IDENTITIES_CA_FILE are for development and refused in production")
 	}

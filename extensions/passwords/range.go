@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"github.com/satchelbase/satchel/extensions/internal/outbound"
 )
 
 const (
@@ -30,7 +32,8 @@ const (
 
 // ranges asks a service of leaked passwords by the range protocol (k-anonymity): the service learns the first five digits
 // of the password's SHA-1 and answers all hashes that it knows with them, padded so that the length of the answer tells
-// nothing. It fails open. It is safe for concurrent use.
+// nothing. It fails open, and leaves the service alone for a while after the first failure, which is sooner than a breaker
+// would. It is safe for concurrent use.
 type ranges struct {
 	url    string
 	client *http.Client
@@ -38,13 +41,9 @@ type ranges struct {
 }
 
 func newRanges(url string) *ranges {
-	return &ranges{url: strings.TrimSuffix(url, "/"), client: &http.Client{
-		Timeout: rangeTimeout,
-		Transport: &http.Transport{
-			Proxy: http.ProxyFromEnvironment, MaxIdleConns: 2, IdleConnTimeout: time.Minute, TLSHandshakeTimeout: rangeTimeout, ForceAttemptHTTP2: true,
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
+	client := outbound.NewClient(outbound.Options{AllowPrivate: true}) // the operator's own copy of the service, perhaps
+	client.Timeout = rangeTimeout
+	return &ranges{url: strings.TrimSuffix(url, "/"), client: client}
 }
 
 // leaked reports whether the service knows the password. Neither the password nor its hash is logged.

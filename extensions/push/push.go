@@ -235,8 +235,8 @@ func (p *Push) Extension() extensions.Extension {
 		Name:       "push",
 		Settings:   p.cfg,
 		Codes:      slices.Concat(device.Codes(), outbox.Codes(), wording.Codes(), []*extensions.Code{ErrRefused}),
-		Tables:     slices.Concat([]string{credentials.Table}, device.Tables(), outbox.Tables(), wording.Tables()),
-		Migrations: slices.Concat([]extensions.Migration{extensions.Tables(1795504000, "create_credentials", credentials.Statements(), credentials.Table)}, device.Migrations(1795505000), outbox.Migrations(), wording.Migrations()),
+		Tables:     slices.Concat([]string{credentials.Table, trigger.Table}, device.Tables(), outbox.Tables(), wording.Tables()),
+		Migrations: slices.Concat([]extensions.Migration{extensions.Tables(1795504000, "create_credentials", credentials.Statements(), credentials.Table)}, device.Migrations(1795505000), outbox.Migrations(), wording.Migrations(), []extensions.Migration{trigger.Migration(1795512000)}),
 		Bind: func(h *extensions.Host) error {
 			p.outbox.Bind(h)
 			return errors.Join(p.devices.Bind(h), p.wording.Bind(h), p.triggers.Bind(h))
@@ -256,7 +256,10 @@ func (p *Push) Extension() extensions.Extension {
 			p.keeper.Close()
 			return errors.Join(err, p.devices.Stop(ctx))
 		},
-		Checks:   []extensions.Check{{Name: "push", Run: check}, {Name: "push devices", Run: p.devices.Check}, {Name: "push templates", Run: p.wording.Check}},
+		Checks: []extensions.Check{
+			{Name: "push", Run: check}, {Name: "push devices", Run: p.devices.Check}, {Name: "push triggers", Run: p.triggers.Check},
+			{Name: "push templates", Run: p.wording.Check},
+		},
 		Metrics:  slices.Concat(p.devices.Metrics(), p.outbox.Metrics()),
 		Commands: func(h *extensions.Host) []*cobra.Command { return []*cobra.Command{p.command(h)} },
 	}

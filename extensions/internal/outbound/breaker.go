@@ -3,7 +3,11 @@ package outbound
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
@@ -56,6 +60,69 @@ func (b *Breakers) Allow(key string) (done func(err error), wait time.Duration) 
 		return nil, max(time.Second, b.pause-time.Since(br.opened))
 	}
 	return report, 0
+}
+
+// OpenError says that a host is not called because it does not work.
+type OpenError struct {
+	Host string
+	Wait time.Duration // until there is use in asking again
+}
+
+// Error implements error.
+func (e *OpenError) Error() string {
+	return fmt.Sprintf("%s does not work and is not called for %s", e.Host, e.Wait.Round(time.Second))
+}
+
+// roundTrip makes a call if the host is well, and tells how it went once the body has ended: a peer that answers at once
+// and then lets the caller wait does not work, either. A host whose answers are errors of its own is not well.
+func (b *Breakers) roundTrip(next http.RoundTripper, r *http.Request) (*http.Response, error) {
+	done, wait := b.Allow(r.URL.Host)
+	if done == nil {
+		if r.Body != nil {
+			_ = r.Body.Close() // the contract of a RoundTripper
+		}
+		return nil, &OpenError{r.URL.Host, wait}
+	}
+	resp, err := next.RoundTrip(r)
+	switch {
+	case err != nil:
+		done(err)
+	case resp.StatusCode >= http.StatusInternalServerError:
+		done(errors.New(resp.Status))
+	default:
+		resp.Body = &watched{ReadCloser: resp.Body, done: done}
+	}
+	return resp, err
+}
+
+// watched is a body that tells how it has ended, once.
+type watched struct {
+	io.ReadCloser
+	done  func(error)
+	ended atomic.Bool
+}
+
+// Read implements io.Reader.
+func (w *watched) Read(p []byte) (int, error) {
+	n, err := w.ReadCloser.Read(p)
+	if errors.Is(err, io.EOF) {
+		w.end(nil)
+	} else if err != nil {
+		w.end(err)
+	}
+	return n, err
+}
+
+// Close implements io.Closer. A caller who has read enough has nothing against the host.
+func (w *watched) Close() error {
+	w.end(nil)
+	return w.ReadCloser.Close()
+}
+
+func (w *watched) end(err error) {
+	if !w.ended.Swap(true) {
+		w.done(err)
+	}
 }
 
 func (b *Breakers) get(key string) *breaker {

@@ -3,7 +3,8 @@
 //
 // The client speaks https only, follows no redirect, asks no proxy, and checks the address that it is about to dial, after
 // DNS, so that a name cannot lead to loopback, a private network or the metadata service of a cloud. It limits time and
-// headers; the body is the caller's to limit, with [Read]. [Breakers] keep callers from waiting for a host that is down.
+// headers; the body is the caller's to limit, with [Read]. [Breakers] keep callers from waiting for a host that is down:
+// those of [Options], or asked by a caller who knows more of an answer than its status.
 package outbound
 
 import (
@@ -54,6 +55,10 @@ type Options struct {
 	// AllowLoopback lets the client reach loopback addresses, on any port. For stubs in tests and development.
 	AllowLoopback bool
 
+	// AllowPrivate lets the client reach private networks and loopback, on any port: for an address that the operator has
+	// set and nobody else can. Link-local addresses, where clouds keep their metadata, stay refused.
+	AllowPrivate bool
+
 	// Root is trusted besides those of the system. For stubs in tests and development.
 	Root *x509.Certificate
 
@@ -66,13 +71,16 @@ type Options struct {
 
 	// HTTP2Only is for providers that speak nothing else.
 	HTTP2Only bool
+
+	// Breakers, if there are any, are asked for each host, and refuse with an [OpenError].
+	Breakers *Breakers
 }
 
 // NewClient returns a client that is safe for concurrent use. Its errors wrap those of this package.
 func NewClient(o Options) *http.Client {
 	return &http.Client{
 		Timeout:       Timeout,
-		Transport:     guard{next: transport(o), deny: lower(o.DenyHosts)},
+		Transport:     guard{next: transport(o), deny: lower(o.DenyHosts), breakers: o.Breakers},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return ErrRedirect },
 	}
 }
@@ -90,7 +98,7 @@ func transport(o Options) *http.Transport {
 	dialer := &net.Dialer{
 		Timeout: Timeout, KeepAlive: 30 * time.Second,
 		ControlContext: func(_ context.Context, network, address string, _ syscall.RawConn) error {
-			return checkDial(network, address, o.AllowLoopback)
+			return checkDial(network, address, o)
 		},
 	}
 	protocols := &http.Protocols{}
@@ -161,8 +169,9 @@ func CheckURL(u *url.URL) error {
 
 // guard refuses a request by what its URL says.
 type guard struct {
-	next http.RoundTripper
-	deny []string
+	next     http.RoundTripper
+	deny     []string
+	breakers *Breakers
 }
 
 // CloseIdleConnections lets http.Client's method of that name reach the transport.
@@ -184,6 +193,9 @@ func (g guard) RoundTrip(r *http.Request) (*http.Response, error) {
 		}
 		return nil, err
 	}
+	if g.breakers != nil {
+		return g.breakers.roundTrip(g.next, r)
+	}
 	return g.next.RoundTrip(r)
 }
 
@@ -196,13 +208,13 @@ func lower(hosts []string) []string {
 }
 
 // checkDial sees the address that the name was resolved to, right before the connection is made.
-func checkDial(network, address string, allowLoopback bool) error {
+func checkDial(network, address string, o Options) error {
 	target, err := netip.ParseAddrPort(address)
 	if err != nil || !strings.HasPrefix(network, "tcp") {
 		return fmt.Errorf("%w: %s", ErrAddress, address)
 	}
 	addr := target.Addr().Unmap().WithZone("")
-	if allowLoopback && addr.IsLoopback() {
+	if addr.IsLoopback() && (o.AllowLoopback || o.AllowPrivate) || addr.IsPrivate() && o.AllowPrivate {
 		return nil
 	}
 	if !Public(addr) {

@@ -2,6 +2,8 @@
 package hint
 
 import (
+	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"time"
 
@@ -24,7 +26,7 @@ type Hint struct {
 	// To says whom the change of a record concerns. With false it is nobody.
 	To func(app core.App, record *core.Record) (message.To, bool)
 
-	// Every is the time in which the changes of the same record make one hint [1 minute].
+	// Every is the time in which all changes that concern the same receivers make one hint [1 minute], at least a second.
 	Every time.Duration
 }
 
@@ -33,22 +35,25 @@ func (h Hint) Trigger(o *outbox.Outbox) trigger.Trigger {
 	if h.Every <= 0 {
 		h.Every = time.Minute
 	}
+	h.Every = max(h.Every, time.Second)
 	return trigger.Trigger{
 		Name: "hint." + h.Collection, Collection: h.Collection, On: []trigger.Event{trigger.Created, trigger.Updated},
-		Do: func(c *trigger.Change) error {
-			if c.Record == nil {
-				return nil
-			}
+		Do: trigger.Send(o, func(c *trigger.Change) (message.Message, error) {
 			to, ok := h.To(c.App, c.Record)
 			if !ok {
-				return nil
+				return message.Message{}, trigger.ErrNothing
 			}
+			to = to.Clean()
+			receivers, err := json.Marshal(to)
+			if err != nil {
+				return message.Message{}, fmt.Errorf("encode receivers: %w", err)
+			}
+			sum := sha256.Sum256(receivers)
 			at := time.Now().Truncate(h.Every).Add(h.Every)
-			_, err := o.Send(c.App, message.Message{
-				Key: fmt.Sprintf("hint/%s/%s/%d", h.Collection, c.ID, at.Unix()), To: to, Silent: true, Hint: true, Collapse: "sync",
+			return message.Message{
+				Key: fmt.Sprintf("hint/%s/%d/%x", c.Record.Collection().Id, at.Unix(), sum[:16]), To: to, Silent: true, Hint: true, Collapse: "sync",
 				Data: map[string]string{"sync": h.Collection}, TTL: int(life / time.Second), SendAt: &at, Presence: message.PresenceDevice,
-			})
-			return err
-		},
+			}, nil
+		}),
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
@@ -69,16 +70,51 @@ func compileFilter(app core.App, f *Filter) (*filtered, error) {
 		}
 		out.column, out.multiple = field.Name, field.IsMultiple()
 	}
+	if own(c) || own(out.accounts) {
+		return nil, fmt.Errorf("to.filter: %s has no accounts of users", c.Name)
+	}
 	if !out.accounts.IsAuth() {
 		return nil, fmt.Errorf("to.filter: %s has no accounts; name a relation to them in account", out.accounts.Name)
 	}
 	out.resolver = core.NewRecordFieldResolver(app, c, nil, true)
 	if f.Where != "" {
-		if out.where, err = search.FilterData(f.Where).BuildExpr(out.resolver, dbx.Params(f.Params)); err != nil {
+		if out.where, err = search.FilterData(f.Where).BuildExpr(discreet{out.resolver, app}, dbx.Params(f.Params)); err != nil {
 			return nil, fmt.Errorf("to.filter.where: %w", err)
 		}
 	}
 	return out, nil
+}
+
+// own reports whether a collection is one of PocketBase's own, which hold superusers, codes and links to identities.
+func own(c *core.Collection) bool { return strings.HasPrefix(c.Name, "_") }
+
+// discreet knows the fields that rules know, the hidden ones too, but for secrets: who may send must not learn them, piece
+// by piece, from how many devices a filter finds.
+type discreet struct {
+	*core.RecordFieldResolver
+
+	app core.App
+}
+
+// Resolve implements search.FieldResolver.
+func (d discreet) Resolve(field string) (*search.ResolverResult, error) {
+	parts := strings.Split(field, ".")
+	for i, part := range parts {
+		name, _, _ := strings.Cut(part, ":")
+		if name == core.FieldNamePassword || name == core.FieldNameTokenKey {
+			return nil, fmt.Errorf("%s cannot be asked for", name)
+		}
+		if i == 1 && parts[0] == "@collection" {
+			c, err := d.app.FindCachedCollectionByNameOrId(name)
+			if err != nil {
+				return nil, fmt.Errorf("there is no collection %.100q", name)
+			}
+			if own(c) {
+				return nil, fmt.Errorf("%s cannot be asked", c.Name)
+			}
+		}
+	}
+	return d.RecordFieldResolver.Resolve(field)
 }
 
 // page returns the accounts of up to accountsPage records behind one, and the last record; it is empty at the end.

@@ -6,7 +6,13 @@
 // does what the trigger says in a transaction that also remembers that it is done. So the effect, as far as it is in that
 // transaction, happens once for each change: a push or a job that it asks for exists once.
 //
-// The record is what it is when the job runs, a moment after the change: it may have changed again, or be gone.
+// A trigger sees what happens from the start of the first server that has it. The record is what it is when the job runs, a
+// moment after the change: it may have changed again, or be gone. The log knows which record changed, and not which of its
+// fields.
+//
+// Failure modes: what fails is tried again for some hours and is then a dead job, and holds up neither the other changes nor
+// the other triggers. When the data has gone back in time, or the log no longer has what follows the position, the triggers
+// go on at the present, and the log says so.
 package trigger
 
 import (
@@ -49,7 +55,8 @@ type Trigger struct {
 	// do not fulfil one.
 	If string
 
-	// Do does it. All that must happen once goes through the transaction c.App. An error is tried again, and rolls it back.
+	// Do does it: [Enqueue], [Call], [Send] or something else. All that must happen once goes through the transaction c.App,
+	// which holds the only writer, so it calls nobody outside. An error rolls it back and is tried again.
 	Do func(c *Change) error
 }
 
@@ -78,6 +85,10 @@ const (
 	kind  = "push.trigger"
 	queue = "triggers"
 
+	// attempts and the waits between them, of a second to an hour, make four to eight hours.
+	attempts  = 20
+	firstWait = time.Second
+
 	// reader is the name of the position in the change log.
 	reader = "push.triggers"
 )
@@ -86,6 +97,7 @@ const (
 type Triggers struct {
 	deps   Deps
 	byName map[string]*Trigger
+	begun  map[string]changes.Position // where each one began, by name
 	err    error
 
 	app  core.App
@@ -94,27 +106,40 @@ type Triggers struct {
 	done chan struct{}
 }
 
-var namePattern = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.-]{0,99}$`)
+var namePattern = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_.:-]{0,99}$`)
 
 // New returns the feature with the triggers.
 func New(deps Deps, list []Trigger) *Triggers {
 	t := &Triggers{deps: deps, byName: map[string]*Trigger{}}
 	for _, one := range list {
-		switch {
-		case !namePattern.MatchString(one.Name) || t.byName[one.Name] != nil:
-			t.err = errors.Join(t.err, fmt.Errorf("trigger %q: the name must be letters, digits and . _ -, and its own", one.Name))
-		case one.Collection == "" || one.Do == nil:
-			t.err = errors.Join(t.err, fmt.Errorf("trigger %s needs a Collection and a Do", one.Name))
+		if t.byName[one.Name] != nil {
+			t.err = errors.Join(t.err, fmt.Errorf("trigger %s: another one has this name", one.Name))
 		}
+		t.err = errors.Join(t.err, one.mistake())
 		if one.On == nil {
 			one.On = []Event{Created}
 		}
 		t.byName[one.Name] = &one
 	}
 	if len(list) > 0 {
-		deps.Jobs.Add(jobs.Define(jobs.Spec[task]{Kind: kind, Queue: queue, Priority: 4, Attempts: 20, FirstWait: time.Second, Work: t.work}))
+		deps.Jobs.Add(jobs.Define(jobs.Spec[task]{Kind: kind, Queue: queue, Priority: 4, Attempts: attempts, FirstWait: firstWait, Work: t.work}))
 	}
 	return t
+}
+
+func (t *Trigger) mistake() error {
+	switch {
+	case !namePattern.MatchString(t.Name):
+		return fmt.Errorf("trigger %q: the name must be up to 100 letters, digits and . _ : -, beginning with a letter", t.Name)
+	case t.Collection == "" || t.Do == nil:
+		return fmt.Errorf("trigger %s needs a Collection and a Do", t.Name)
+	}
+	for _, e := range t.On {
+		if e != Created && e != Updated && e != Deleted {
+			return fmt.Errorf("trigger %s: %q is none of created, updated and deleted", t.Name, e)
+		}
+	}
+	return nil
 }
 
 // Bind tells it its application. Declarations with mistakes stop the program.
@@ -125,12 +150,12 @@ func (t *Triggers) Bind(h *extensions.Host) error {
 
 // Start begins to follow the changes.
 func (t *Triggers) Start(ctx context.Context, _ *extensions.Host) error {
+	// Before the server answers its first request, so that no change after that is missed.
+	if err := t.begin(ctx); err != nil {
+		return fmt.Errorf("begin to follow changes: %w", err)
+	}
 	if len(t.byName) == 0 {
 		return nil
-	}
-	// The position exists before the server answers its first request, so that no change after that is missed.
-	if _, err := t.deps.Log.Reader(reader).Position(ctx); err != nil {
-		return fmt.Errorf("begin to follow changes: %w", err)
 	}
 	ctx, t.stop = context.WithCancel(context.Background())
 	t.done = make(chan struct{})
@@ -188,7 +213,7 @@ func (t *Triggers) tasks(epoch string, list []changes.Change) (out []task, err e
 			continue
 		}
 		for _, one := range byCollection[c.Collection] {
-			if slices.Contains(one.On, event) {
+			if begun := t.begun[one.Name]; slices.Contains(one.On, event) && (begun.Epoch != epoch || c.Seq > begun.Seq) {
 				out = append(out, task{one.Name, epoch, c.Seq, event, c.Record})
 			}
 		}
@@ -202,29 +227,38 @@ func (t *Triggers) work(ctx context.Context, job *jobs.Job, in task) error {
 	if one == nil {
 		return nil // it was removed from the program
 	}
-	return job.Once(t.app, "done", func(tx core.App) error {
-		c := &Change{App: tx, Ctx: ctx, Event: in.Event, ID: in.Record, Key: in.key()}
-		record, err := tx.FindRecordById(one.Collection, in.Record)
-		switch {
-		case errors.Is(err, sql.ErrNoRows) && in.Event != Deleted:
-			return nil // it is gone, and so is what there was to tell
-		case err != nil && !errors.Is(err, sql.ErrNoRows):
-			return fmt.Errorf("find record: %w", err)
-		case err == nil:
-			c.Record = record
+	err := job.Once(t.app, "done", func(tx core.App) error { return one.do(ctx, tx, in) })
+	if err != nil {
+		return fmt.Errorf("trigger %s: %w", one.Name, err)
+	}
+	return nil
+}
+
+func (t *Trigger) do(ctx context.Context, tx core.App, in task) error {
+	c := &Change{App: tx, Ctx: ctx, Event: in.Event, ID: in.Record, Key: in.key()}
+	record, err := tx.FindRecordById(t.Collection, in.Record)
+	switch {
+	case errors.Is(err, sql.ErrNoRows) && in.Event != Deleted:
+		return nil // it is gone, and so is what there was to tell
+	case err != nil && !errors.Is(err, sql.ErrNoRows):
+		return fmt.Errorf("find record: %w", err)
+	case err == nil:
+		c.Record = record
+	}
+	if t.If != "" {
+		if c.Record == nil {
+			return nil
 		}
-		if one.If != "" {
-			if c.Record == nil {
-				return nil
-			}
-			ok, err := tx.CanAccessRecord(c.Record, &core.RequestInfo{Context: core.RequestInfoContextDefault}, &one.If)
-			if err != nil {
-				return jobs.Permanent(fmt.Errorf("judge the condition of trigger %s: %w", one.Name, err))
-			}
-			if !ok {
-				return nil
-			}
+		ok, err := tx.CanAccessRecord(c.Record, &core.RequestInfo{Context: core.RequestInfoContextDefault}, &t.If)
+		if err != nil {
+			return jobs.Permanent(fmt.Errorf("judge the condition: %w", err))
 		}
-		return one.Do(c)
-	})
+		if !ok {
+			return nil
+		}
+	}
+	if err := t.Do(c); !errors.Is(err, ErrNothing) {
+		return err
+	}
+	return nil
 }
