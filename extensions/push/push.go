@@ -257,7 +257,9 @@ func (p *Push) Extension() extensions.Extension {
 			return errors.Join(err, p.devices.Stop(ctx))
 		},
 		Checks: []extensions.Check{
-			{Name: "push", Run: check}, {Name: "push devices", Run: p.devices.Check}, {Name: "push triggers", Run: p.triggers.Check},
+			{Name: "push", Run: check},
+			{Name: "push devices", Run: p.devices.Check},
+			{Name: "push triggers", Run: p.triggers.Check},
 			{Name: "push templates", Run: p.wording.Check},
 		},
 		Metrics:  slices.Concat(p.devices.Metrics(), p.outbox.Metrics()),
