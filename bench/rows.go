@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"path/filepath"
 	"slices"
 	"time"
 
+	"github.com/satchelbase/satchel/bench/internal/pushes"
 	"github.com/satchelbase/satchel/bench/internal/queue"
 	"github.com/satchelbase/satchel/bench/internal/report"
 )
@@ -182,9 +184,23 @@ func jobs(ctx context.Context, b *bench, r *report.Row) error {
 	return queue.Row(ctx, b.dir, b.plan.size.Notes, r)
 }
 
+func push(ctx context.Context, b *bench, r *report.Row) error {
+	o := pushes.Options{Dir: b.dir, Devices: b.plan.size.Notes / 2, Stubs: []string{b.binary(satchel)}}
+	if b.pinned() {
+		o.Stubs = []string{b.taskset, "--cpu-list", serverCore, b.binary(satchel)}
+	}
+	if b.plan.node {
+		o.Node = filepath.Join(b.root, "bench", "node")
+	}
+	spent, err := pushes.Row(ctx, o, r)
+	b.past += spent
+	return err
+}
+
 func side() []rowSpec {
 	return []rowSpec{
-		{id: "jobs", title: "side row: background jobs of no work", run: jobs, columns: queue.Columns(), targets: queue.Targets()},
+		{id: "pushes", title: pushes.Title, run: push, columns: pushes.Columns(), targets: pushes.Targets()},
+		{id: "jobs", title: queue.Title, run: jobs, columns: queue.Columns(), targets: queue.Targets()},
 		{
 			id: "logins", title: "side row: reads while four clients log in", run: logins,
 			columns: []report.Metric{report.ReadAlone, report.ReadLogins, report.Logins},

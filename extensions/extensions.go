@@ -138,6 +138,36 @@ func Tables(unix int64, what string, statements []string, tables ...string) Migr
 	}
 }
 
+// Columns is a migration that adds columns to a table, each by its definition, and drops them on the way down.
+func Columns(unix int64, what, table string, definitions ...string) Migration {
+	alter := func(app core.App, change string) error {
+		if _, err := app.NonconcurrentDB().NewQuery(`ALTER TABLE ` + table + ` ` + change).Execute(); err != nil {
+			return fmt.Errorf("alter %s: %w", table, err)
+		}
+		return nil
+	}
+	return Migration{
+		Unix: unix, What: what,
+		Up: func(app core.App) error {
+			for _, definition := range definitions {
+				if err := alter(app, `ADD COLUMN `+definition); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		Down: func(app core.App) error {
+			for _, definition := range definitions {
+				name, _, _ := strings.Cut(definition, " ")
+				if err := alter(app, `DROP COLUMN `+name); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
 // Metric is one number, or with Labels several, read when somebody asks. Counter says that it only grows.
 type Metric struct {
 	Name    string

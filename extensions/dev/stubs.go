@@ -33,6 +33,7 @@ const stubPorts = 7
 func stubs() *cobra.Command {
 	var port int
 	var dir string
+	var latency time.Duration
 	c := &cobra.Command{
 		Use: "stubs", Short: "Run APNs, FCM, Web Push, Expo and a mail server on loopback, and show what arrives", Args: cobra.NoArgs,
 		Long: "Run stand-ins for APNs, FCM with its OAuth server, a browser's push service, Expo and a mail server on loopback,\n" +
@@ -48,11 +49,12 @@ func stubs() *cobra.Command {
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
-			return runStubs(ctx, cmd.OutOrStdout(), port, dir)
+			return runStubs(ctx, cmd.OutOrStdout(), port, dir, latency)
 		},
 	}
 	c.Flags().IntVar(&port, "port", 9410, "first of the seven ports to listen on; 0 is any free ones")
 	c.Flags().StringVar(&dir, "dir", "", "where to keep the certificate and the credentials (default: a folder for temporary files, removed at the end)")
+	c.Flags().DurationVar(&latency, "latency", 0, "how long each answer of a push provider takes, such as 50ms")
 	return c
 }
 
@@ -61,6 +63,8 @@ type running struct {
 	page    *http.Server
 	closers []io.Closer
 	view    stubView
+
+	providers []interface{ SetLatency(d time.Duration) }
 }
 
 // stubView is what the command prints.
@@ -71,7 +75,7 @@ type stubView struct {
 }
 
 // runStubs runs them until the context ends.
-func runStubs(ctx context.Context, out io.Writer, port int, dir string) error {
+func runStubs(ctx context.Context, out io.Writer, port int, dir string, latency time.Duration) error {
 	if dir == "" {
 		made, err := os.MkdirTemp("", "satchel-stubs-")
 		if err != nil {
@@ -91,6 +95,9 @@ func runStubs(ctx context.Context, out io.Writer, port int, dir string) error {
 	defer r.close()
 	if err := r.start(port, dir); err != nil {
 		return cli.Fail(cli.ExitError, "the stubs cannot start", err.Error(), "choose other ports with --port, or another folder with --dir")
+	}
+	for _, s := range r.providers {
+		s.SetLatency(latency)
 	}
 	if err := template.Must(template.New("stubs").Parse(stubText)).Execute(out, r.view); err != nil {
 		return fmt.Errorf("print settings: %w", err)
@@ -158,6 +165,7 @@ func (r *running) start(port int, dir string) error {
 		return err
 	}
 	r.closers = append(r.closers, m)
+	r.providers = append(r.providers, a.Production, a.Sandbox, f, w, e)
 	r.view.APNs, r.view.Sandbox, r.view.FCM, r.view.WebPush, r.view.Expo, r.view.Mail = a.Production.URL, a.Sandbox.URL, f.URL, w.URL, e.URL, m.Address
 	for name, text := range map[string][]byte{r.view.CA: authority.PEM(), r.view.Key: a.P8(), r.view.Account: f.Account()} {
 		if err := os.WriteFile(name, text, 0o600); err != nil {

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/satchelbase/satchel/extensions/internal/outbound"
 	"github.com/satchelbase/satchel/extensions/internal/stubs/inbox"
@@ -19,6 +20,9 @@ import (
 	"github.com/satchelbase/satchel/extensions/settings"
 )
 
+// slow is the latency of the stubs.
+const slow = 20 * time.Millisecond
+
 // runDir starts the stubs in a folder and returns what they print.
 func runDir(t *testing.T, dir string) (printed string, stop func() error) {
 	t.Helper()
@@ -26,7 +30,7 @@ func runDir(t *testing.T, dir string) (printed string, stop func() error) {
 	read, write := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		err := runStubs(ctx, write, 0, dir)
+		err := runStubs(ctx, write, 0, dir, slow)
 		_ = write.CloseWithError(io.EOF)
 		done <- err
 	}()
@@ -83,10 +87,14 @@ func TestStubs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		begun := time.Now()
 		r := s.Send(t.Context(), []sender.Push{{Target: sender.Target{Token: strings.Repeat("ab", 32)}, Notification: &sender.Notification{Title: "Hello"}}})[0]
 		s.Close()
 		if r.Outcome != sender.Accepted {
 			t.Errorf("%+v", r)
+		}
+		if took := time.Since(begun); took < slow {
+			t.Errorf("the stub has answered after %v", took)
 		}
 		resp, err := http.Get(page + "/arrivals")
 		if err != nil {
@@ -104,7 +112,7 @@ func TestStubs(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "apns.p8"), []byte("broken"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := runStubs(t.Context(), io.Discard, 0, dir); err == nil {
+	if err := runStubs(t.Context(), io.Discard, 0, dir, 0); err == nil {
 		t.Error("a broken key is taken")
 	}
 }

@@ -46,6 +46,8 @@ const (
 	Binary      Metric = "binaryMiB"          // stripped
 	WriterQueue Metric = "p99WithJobsMs"      // p99 of a write while the queue works at full speed
 	IdleCPU     Metric = "idleCpuMs"          // in a second
+	WriterPush  Metric = "p99WithPushesMs"    // p99 of a write while pushes are sent
+	Growth      Metric = "growthMiB"          // resident, above that before
 )
 
 // title is how a table names the metric, and digits how many decimals it shows.
@@ -89,6 +91,10 @@ func (m Metric) title() (name string, digits int) {
 		return "binary MiB", 1
 	case WriterQueue:
 		return "write p99 ms, queue running", 2
+	case WriterPush:
+		return "write p99 ms, pushes running", 2
+	case Growth:
+		return "more MiB", 1
 	case IdleCPU:
 		return "idle CPU ms/s", 2
 	}

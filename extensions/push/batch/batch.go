@@ -3,6 +3,7 @@
 package batch
 
 import (
+	"cmp"
 	"sync"
 	"time"
 
@@ -10,16 +11,19 @@ import (
 )
 
 const (
-	// maxRows is how many results one transaction writes, and writeWithin how long the first of them waits for others.
-	maxRows     = 500
-	writeWithin = 50 * time.Millisecond
+	// maxRows is how many results one transaction writes: they take some milliseconds, for which all other writers wait.
+	maxRows = 200
+
+	// writeWithin is how long the first of them waits for others.
+	writeWithin = 25 * time.Millisecond
 )
 
 // Batch is rows that are written together, and what goes with them.
 type Batch[R any] struct {
 	Rows []R
 	Also func(tx core.App) error // nil is nothing
-	done chan error
+	done chan struct{}
+	err  error // once done is closed
 }
 
 // Writer joins batches. It writes at once when everybody who works waits for it. It needs no start and no stop, and is safe
@@ -57,9 +61,9 @@ func (w *Writer[R]) look() {
 	}
 }
 
-// Add hands a batch over. The error of the transaction arrives at its channel.
+// Add hands a batch over; Wait tells how it ended.
 func (w *Writer[R]) Add(rows []R, also func(tx core.App) error) *Batch[R] {
-	b := &Batch[R]{rows, also, make(chan error, 1)}
+	b := &Batch[R]{Rows: rows, Also: also, done: make(chan struct{})}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.pending = append(w.pending, b)
@@ -72,16 +76,15 @@ func (w *Writer[R]) Add(rows []R, also func(tx core.App) error) *Batch[R] {
 	return b
 }
 
-// Wait returns how the batches ended. The caller is at work.
+// Wait returns how the batches ended, as often as it is asked. The caller is at work.
 func (w *Writer[R]) Wait(batches ...*Batch[R]) (err error) {
 	w.mu.Lock()
 	w.waiting++
 	w.look()
 	w.mu.Unlock()
 	for _, b := range batches {
-		if e := <-b.done; e != nil && err == nil {
-			err = e
-		}
+		<-b.done
+		err = cmp.Or(err, b.err)
 	}
 	w.mu.Lock()
 	w.waiting--
@@ -105,7 +108,8 @@ func (w *Writer[R]) write() {
 		if len(list) > 0 {
 			err := w.Save(list)
 			for _, b := range list {
-				b.done <- err
+				b.err = err
+				close(b.done)
 			}
 		}
 		w.mu.Lock()

@@ -34,7 +34,8 @@ func TestJoins(t *testing.T) {
 			all.Go(func() {
 				w.Enter()
 				defer w.Leave()
-				if err := w.Wait(w.Add([]int{1, 2}, nil), w.Add([]int{3}, nil)); err != nil {
+				first := w.Add([]int{1, 2}, nil)
+				if err := errors.Join(w.Wait(first, w.Add([]int{3}, nil)), w.Wait(first)); err != nil {
 					t.Error(err)
 				}
 			})
@@ -51,7 +52,7 @@ func TestJoins(t *testing.T) {
 	})
 }
 
-// Who is alone waits for nobody; who is not waits no longer than 50 ms.
+// Who is alone waits for nobody; who is not waits no longer than 25 ms.
 func TestWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &batch.Writer[int]{Save: func([]*batch.Batch[int]) error { return nil }}
@@ -67,7 +68,7 @@ func TestWaits(t *testing.T) {
 			t.Errorf("alone: %v", took)
 		}
 		w.Enter() // and does something else
-		if took := write(); took != 50*time.Millisecond {
+		if took := write(); took != 25*time.Millisecond {
 			t.Errorf("beside another: %v", took)
 		}
 		w.Leave()

@@ -35,7 +35,6 @@ func (h Hint) Trigger(o *outbox.Outbox) trigger.Trigger {
 	if h.Every <= 0 {
 		h.Every = time.Minute
 	}
-	h.Every = max(h.Every, time.Second)
 	return trigger.Trigger{
 		Name: "hint." + h.Collection, Collection: h.Collection, On: []trigger.Event{trigger.Created, trigger.Updated},
 		Do: trigger.Send(o, func(c *trigger.Change) (message.Message, error) {
@@ -51,7 +50,7 @@ func (h Hint) Trigger(o *outbox.Outbox) trigger.Trigger {
 			sum := sha256.Sum256(receivers)
 			at := time.Now().Truncate(h.Every).Add(h.Every)
 			return message.Message{
-				Key: fmt.Sprintf("hint/%s/%d/%x", c.Record.Collection().Id, at.Unix(), sum[:16]), To: to, Silent: true, Hint: true, Collapse: "sync",
+				Key: fmt.Sprintf("hint/%s/%d/%x", c.Record.Collection().Id, at.UnixMilli(), sum[:16]), To: to, Silent: true, Hint: true, Collapse: "sync",
 				Data: map[string]string{"sync": h.Collection}, TTL: int(life / time.Second), SendAt: &at, Presence: message.PresenceDevice,
 			}, nil
 		}),

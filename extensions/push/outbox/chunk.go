@@ -26,9 +26,9 @@ const (
 	firstWait   = 2 * time.Second
 	longestWait = 15 * time.Minute
 
-	// sliceSize is how many pushes are handed to a sender before their results are written: as many at most, for each chunk
-	// under way, are sent twice when the process dies.
-	sliceSize = 100
+	// unwritten is how many slices of a chunk may have been handed to a sender without their results being written. Their
+	// pushes are sent twice when the process dies.
+	unwritten = 2
 )
 
 // chunk is what the job is given.
@@ -81,16 +81,11 @@ func (o *Outbox) sendChunk(ctx context.Context, job *jobs.Job, in chunk) error {
 	}
 	o.writer.Enter()
 	defer o.writer.Leave()
-	s, err := o.load(ctx, id)
+	s, parcels, err := o.prepare(ctx, job, id)
 	if err != nil || s == nil {
 		return err
 	}
-	s.attempt = job.Attempt
-	devices, err := s.choose()
-	if err != nil {
-		return err
-	}
-	wait, err := s.ship(devices)
+	wait, err := s.ship(parcels)
 	switch {
 	case err != nil:
 		return err
@@ -98,6 +93,24 @@ func (o *Outbox) sendChunk(ctx context.Context, job *jobs.Job, in chunk) error {
 		return jobs.RetryAfter(wait, errors.New("some devices could not be reached now"))
 	}
 	return nil
+}
+
+// prepare makes the pushes of a chunk. That is much work for a processor, so one chunk is prepared at a time: several would
+// keep all processors from others for as many turns.
+func (o *Outbox) prepare(ctx context.Context, job *jobs.Job, id int64) (*shipment, []parcel, error) {
+	o.preparing.Lock()
+	defer o.preparing.Unlock()
+	s, err := o.load(ctx, id)
+	if err != nil || s == nil {
+		return nil, nil, err
+	}
+	s.attempt = job.Attempt
+	devices, err := s.choose()
+	if err != nil {
+		return nil, nil, err
+	}
+	parcels, err := s.pack(devices)
+	return s, parcels, err
 }
 
 // load reads a chunk. It is nil when there is nothing to do any more.
@@ -340,14 +353,15 @@ func (s *shipment) newest(list []device.Device) ([]device.Device, error) {
 }
 
 // ship sends, and returns how long to wait before another attempt; zero is that none is needed.
-func (s *shipment) ship(devices []device.Device) (wait time.Duration, err error) {
-	parcels, err := s.pack(devices)
-	if err != nil {
-		return 0, err
-	}
+func (s *shipment) ship(parcels []parcel) (wait time.Duration, err error) {
 	var batches []*batch.Batch[result]
 	again := false
 	for i, p := range parcels {
+		if i >= unwritten {
+			if err := s.writer.Wait(batches[i-unwritten]); err != nil {
+				return 0, err
+			}
+		}
 		results := s.send(p)
 		for _, r := range results {
 			if r.state == queued {

@@ -31,6 +31,15 @@ func receiptWaits() []time.Duration {
 	return []time.Duration{15 * time.Minute, 45 * time.Minute, 3 * time.Hour, 12 * time.Hour}
 }
 
+// sliceSize is how many pushes are handed to a sender at a time. Expo takes a hundred in a request, and their results come
+// together.
+func sliceSize(p sender.Platform) int {
+	if p == sender.Expo {
+		return 100
+	}
+	return 50
+}
+
 // parcel is pushes of one platform.
 type parcel struct {
 	platform sender.Platform
@@ -61,7 +70,7 @@ func (s *shipment) pack(devices []device.Device) ([]parcel, error) {
 			s.decide(d.ID, rejected, sender.CodeInvalid)
 			continue
 		}
-		if last := len(parcels) - 1; last < 0 || parcels[last].platform != d.Platform || len(parcels[last].devices) == sliceSize {
+		if last := len(parcels) - 1; last < 0 || parcels[last].platform != d.Platform || len(parcels[last].devices) == sliceSize(d.Platform) {
 			parcels = append(parcels, parcel{platform: d.Platform})
 		}
 		p := &parcels[len(parcels)-1]

@@ -37,20 +37,24 @@ import (
 type fixture struct {
 	*apptest.App
 
-	jobs  *jobs.Jobs
-	push  *push.Push
-	vault *secret.Vault
-	apns  *apns.Server
-	expo  *expo.Server
-	box   *inbox.Inbox
-	root  string
-	live  map[string][]string // sessions by account
+	jobs   *jobs.Jobs
+	push   *push.Push
+	vault  *secret.Vault
+	apns   *apns.Server
+	expo   *expo.Server
+	box    *inbox.Inbox
+	root   string
+	google string              // where FCM is
+	live   map[string][]string // sessions by account
 }
 
 // options change what start starts with.
 type options struct {
 	cfg  func(*push.Config)
 	deps func(*push.Deps)
+
+	// stubs starts more of them, with the certificates and the inbox of the others.
+	stubs func(authority *loopback.Authority, box *inbox.Inbox, cfg *push.Config)
 }
 
 func start(t testing.TB, o options) *fixture {
@@ -82,6 +86,10 @@ func start(t testing.TB, o options) *fixture {
 	if o.cfg != nil {
 		o.cfg(&cfg)
 	}
+	if o.stubs != nil {
+		o.stubs(authority, f.box, &cfg)
+	}
+	f.google = cfg.FCMEndpoint
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +115,7 @@ func start(t testing.TB, o options) *fixture {
 
 func (f *fixture) connect(t testing.TB, set credentials.Set) {
 	t.Helper()
-	if _, err := credentials.New(f.vault, credentials.Options{Size: 1}).Save(f.App.App, set); err != nil {
+	if _, err := credentials.New(f.vault, credentials.Options{Size: 1, FCM: f.google}).Save(f.App.App, set); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/pocketbase/dbx"
@@ -73,15 +74,16 @@ type Deps struct {
 
 // Outbox is the feature. It is safe for concurrent use once it is open.
 type Outbox struct {
-	cfg     Config
-	deps    Deps
-	numbers serial.Counter
-	writer  batch.Writer[result]
-	inbox   *inbox.Inbox
-	meter   *meter.Meter
-	now     func() time.Time
-	app     core.App
-	log     *slog.Logger
+	cfg       Config
+	deps      Deps
+	numbers   serial.Counter
+	preparing sync.Mutex
+	writer    batch.Writer[result]
+	inbox     *inbox.Inbox
+	meter     *meter.Meter
+	now       func() time.Time
+	app       core.App
+	log       *slog.Logger
 }
 
 // New returns an outbox and declares its jobs.

@@ -528,8 +528,8 @@ func TestTriggers(t *testing.T) {
 		if err := f.Save(record); err != nil {
 			t.Fatal(err)
 		}
-		await(t, "a hint", func() bool {
-			return row[int](t, f, "SELECT count(*) FROM push_messages WHERE state = 2 AND target = 'users'") == i+1
+		await(t, "a hint", func() bool { // the change that created the record may have made one more
+			return row[int](t, f, "SELECT count(*) FROM push_messages WHERE state = 2 AND target = 'users'") > i
 		})
 	}
 	wanted(5)

@@ -49,23 +49,9 @@ func Migrations() []extensions.Migration {
 		`CREATE INDEX ` + chunksTable + `_collapse ON ` + chunksTable + ` (collapse, message) WHERE collapse <> ''`,
 		`CREATE INDEX ` + chunksTable + `_message ON ` + chunksTable + ` (message)`,
 		rest.Statement,
-	}, Tables()...), {
-		Unix: 1795510001, What: "name_templates",
-		Up: func(app core.App) error {
-			return alter(app, `ADD COLUMN template TEXT NOT NULL DEFAULT ''`, `ADD COLUMN template_version INTEGER NOT NULL DEFAULT 0`)
-		},
-		Down: func(app core.App) error { return alter(app, `DROP COLUMN template`, `DROP COLUMN template_version`) },
-	}}
-}
-
-// alter changes the table of messages.
-func alter(app core.App, changes ...string) error {
-	for _, change := range changes {
-		if _, err := app.NonconcurrentDB().NewQuery(`ALTER TABLE ` + messagesTable + ` ` + change).Execute(); err != nil {
-			return fmt.Errorf("alter %s: %w", messagesTable, err)
-		}
+	}, Tables()...),
+		extensions.Columns(1795510001, "name_templates", messagesTable, `template TEXT NOT NULL DEFAULT ''`, `template_version INTEGER NOT NULL DEFAULT 0`),
 	}
-	return nil
 }
 
 // State is where a message stands.

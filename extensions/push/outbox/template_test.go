@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pocketbase/pocketbase/core"
+
 	"github.com/satchelbase/satchel/extensions/push"
 	"github.com/satchelbase/satchel/extensions/push/message"
 	"github.com/satchelbase/satchel/extensions/push/outbox"
@@ -77,5 +79,19 @@ func TestTemplates(t *testing.T) {
 	}
 	if r := f.operation(t, "push.send", ask(m{"template": "other", "key": ""}), nil); r.Status != http.StatusBadRequest {
 		t.Errorf("no such template: %d %s", r.Status, r.Body)
+	}
+}
+
+// The columns that were added later can be dropped and added again.
+func TestColumns(t *testing.T) {
+	f := start(t, options{})
+	later := outbox.Migrations()[1]
+	for _, change := range []func(app core.App) error{later.Down, later.Up} {
+		if err := f.RunInTransaction(change); err != nil {
+			t.Error(err)
+		}
+	}
+	if v := f.show(t, f.send(t, m{"to": m{"all": true}, "title": "Hello"}).ID); v.Template != "" || v.Version != 0 {
+		t.Errorf("%+v", v)
 	}
 }

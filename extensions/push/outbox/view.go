@@ -13,9 +13,9 @@ import (
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/internal/serial"
-	"github.com/satchelbase/satchel/extensions/internal/tally"
 	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/push/message"
+	"github.com/satchelbase/satchel/extensions/push/meter"
 	"github.com/satchelbase/satchel/extensions/push/template"
 )
 
@@ -133,31 +133,9 @@ func (o *Outbox) show(app core.App, text string) (View, error) {
 	return v, nil
 }
 
-// Metrics are those of messages, of which those that have ended are kept for long: they are counted now and then.
+// Metrics are those of messages.
 func (o *Outbox) Metrics() []extensions.Metric {
-	var kept tally.Kept[map[int]int]
-	return append(o.meter.Metrics(), extensions.Metric{
-		Name: "satchel_push_messages_count", Help: "Messages that are kept, by state.", Labels: []string{"state"},
-		Series: func(add func(extensions.Sample)) {
-			if o.app == nil || !o.app.IsBootstrapped() {
-				return
-			}
-			counts := kept.Get(func() (map[int]int, error) { return countStates(o.app) })
-			for number, state := range states() {
-				add(extensions.Sample{Labels: []string{string(state)}, Value: float64(counts[number])})
-			}
-		},
-	})
-}
-
-func countStates(app core.App) (map[int]int, error) {
-	var rows []struct{ State, N int }
-	err := app.ConcurrentDB().NewQuery(`SELECT state, count(*) AS n FROM ` + messagesTable + ` GROUP BY state`).All(&rows)
-	counts := map[int]int{}
-	for _, r := range rows {
-		counts[r.State] = r.N
-	}
-	return counts, err
+	return append(o.meter.Metrics(), meter.Messages(func() core.App { return o.app }, messagesTable, states()))
 }
 
 // list chooses messages. Cursor is the id behind which a page begins.

@@ -3,6 +3,8 @@ package sender
 import (
 	"context"
 	"errors"
+	"net/http/httptrace"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,6 +18,9 @@ const (
 
 	// warmWait is the longest that calls wait for the first one.
 	warmWait = 2 * time.Second
+
+	// startWait is how long a call that is being made may keep others from it.
+	startWait = 100 * time.Millisecond
 
 	// maxHosts bounds the memory for hosts that clients name.
 	maxHosts = 4096
@@ -35,6 +40,7 @@ type Pool struct {
 
 type host struct {
 	slots   chan struct{}
+	start   chan struct{} // calls that are being made and not yet on their way: one for each processor
 	last    time.Time     // when a call ended well
 	leading chan struct{} // closed when the first call has ended; nil when there is none
 }
@@ -87,13 +93,7 @@ func (p *Pool) One(ctx context.Context, key string, f func(ctx context.Context) 
 		return Result{Outcome: Retry, Code: CodeBreaker, Detail: "the provider does not work; calls wait", After: wait}
 	}
 	first := p.warm(ctx, h)
-	bounded, cancel := context.WithTimeout(ctx, outbound.Timeout)
-	begun := time.Now()
-	r := f(bounded)
-	if observe, timed := ctx.Value(timedKey{}).(func(time.Duration)); timed {
-		observe(time.Since(begun))
-	}
-	cancel()
+	r := h.call(ctx, f)
 	well := r.Outcome != Retry || (r.Status > 0 && r.Status < 500)
 	p.ended(h, well, first)
 	switch {
@@ -106,6 +106,25 @@ func (p *Pool) One(ctx context.Context, key string, f func(ctx context.Context) 
 		done(errors.New(r.Code))
 	}
 	return r
+}
+
+// call makes a call within its time. Few are made at once, until their requests are on their way: while hundreds are ready
+// to run, everybody else who wants a processor waits behind them, such as one who writes a record.
+func (h *host) call(ctx context.Context, f func(ctx context.Context) Result) Result {
+	if !take(ctx, h.start) {
+		return Result{Outcome: Retry, Code: CodeCanceled}
+	}
+	away := sync.OnceFunc(func() { <-h.start })
+	defer away()
+	timer := time.AfterFunc(startWait, away)
+	defer timer.Stop()
+	if observe, timed := ctx.Value(timedKey{}).(func(time.Duration)); timed {
+		begun := time.Now()
+		defer func() { observe(time.Since(begun)) }()
+	}
+	ctx, cancel := context.WithTimeout(ctx, outbound.Timeout)
+	defer cancel()
+	return f(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { away() }}))
 }
 
 // take waits for room in a semaphore, unless the caller has given up.
@@ -129,7 +148,7 @@ func (p *Pool) host(key string) *host {
 		if len(p.hosts) >= maxHosts {
 			clear(p.hosts) // calls in flight keep theirs
 		}
-		h = &host{slots: make(chan struct{}, p.perHost)}
+		h = &host{slots: make(chan struct{}, p.perHost), start: make(chan struct{}, runtime.GOMAXPROCS(0))}
 		p.hosts[key] = h
 	}
 	return h

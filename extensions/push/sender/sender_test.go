@@ -3,6 +3,8 @@ package sender_test
 import (
 	"context"
 	"fmt"
+	"net/http/httptrace"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -70,12 +72,18 @@ func same(int) string { return "host" }
 
 func good(context.Context, int) sender.Result { return sender.Result{Outcome: sender.Accepted} }
 
+// away says what a client says when the request is on its way.
+func away(ctx context.Context) {
+	httptrace.ContextClientTrace(ctx).WroteRequest(httptrace.WroteRequestInfo{})
+}
+
 // The first call goes alone, so that the others find a connection; after a quiet time again.
 func TestWarm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		pool := sender.NewPool(50, 50, outbound.NewBreakers(0))
 		var inFlight, alone, most atomic.Int64
-		call := func(context.Context, int) sender.Result {
+		call := func(ctx context.Context, _ int) sender.Result {
+			away(ctx)
 			now := inFlight.Add(1)
 			most.Store(max(most.Load(), now))
 			time.Sleep(time.Second)
@@ -94,6 +102,32 @@ func TestWarm(t *testing.T) {
 			if round == 1 {
 				time.Sleep(2 * time.Minute)
 			}
+		}
+	})
+}
+
+// While calls are made, there are few of them; those that wait for an answer are no matter, and one that cannot be made
+// keeps the others for a moment only.
+func TestFewStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		pool := sender.NewPool(100, 100, outbound.NewBreakers(0))
+		pool.Each(t.Context(), 1, same, good) // the connection is there
+		var starting, most atomic.Int64
+		begin := time.Now()
+		pool.Each(t.Context(), 100, same, func(ctx context.Context, i int) sender.Result {
+			most.Store(max(most.Load(), starting.Add(1)))
+			if i == 0 {
+				time.Sleep(5 * time.Second) // it does not even connect
+			} else {
+				time.Sleep(time.Millisecond)
+			}
+			starting.Add(-1)
+			away(ctx)
+			time.Sleep(time.Second)
+			return sender.Result{Outcome: sender.Accepted}
+		})
+		if took := time.Since(begin); most.Load() > int64(runtime.GOMAXPROCS(0))+1 || took != 6*time.Second {
+			t.Errorf("%d calls were made at once; all took %v", most.Load(), took)
 		}
 	})
 }

@@ -249,6 +249,8 @@ func (s *Server) judge(r *http.Request, device string, body []byte, b loopback.B
 		return refusal{http.StatusGone, "Unregistered"}
 	case loopback.Unknown:
 		return refusal{http.StatusBadRequest, "BadDeviceToken"}
+	case loopback.Refused:
+		return refusal{http.StatusBadRequest, "DeviceTokenNotForTopic"}
 	case loopback.Busy:
 		return refusal{http.StatusTooManyRequests, "TooManyRequests"}
 	case loopback.Down:

@@ -180,7 +180,7 @@ func (s *Server) ticket(token string, message map[string]any, b loopback.Behavio
 		t := failed("DeviceNotRegistered", `"`+token+`" is not a registered push notification recipient`)
 		t.Details["expoPushToken"] = token
 		return t
-	case size.Len()-1 > maxPayload:
+	case size.Len()-1 > maxPayload, b == loopback.Refused:
 		return failed("MessageTooBig", "The message is over 4096 bytes")
 	}
 	id := rand.Text()

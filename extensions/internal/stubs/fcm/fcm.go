@@ -285,6 +285,8 @@ func (s *Server) judge(r *http.Request, m *message, b loopback.Behaviour) failur
 		return failure{http.StatusNotFound, "NOT_FOUND", "UNREGISTERED", "Requested entity was not found.", ""}
 	case loopback.Unknown:
 		return invalid("message.token", "The registration token is not a valid FCM registration token")
+	case loopback.Refused:
+		return failure{http.StatusForbidden, "PERMISSION_DENIED", "SENDER_ID_MISMATCH", "SenderId mismatch", ""}
 	case loopback.Busy:
 		return failure{http.StatusTooManyRequests, "RESOURCE_EXHAUSTED", "QUOTA_EXCEEDED", "Quota exceeded.", ""}
 	case loopback.Down:

@@ -21,6 +21,7 @@ const (
 	Huge                // an answer without an end, or nearly
 	Gibberish           // a page in HTML where JSON belongs
 	Denied              // the credentials are refused
+	Refused             // the token is none for this sender, or what was sent is too large
 )
 
 // RetryAfter is what Busy tells the client to wait, in seconds.

@@ -232,7 +232,7 @@ func (s *Server) judge(r *http.Request, to receiver, body []byte, b loopback.Beh
 	h := r.Header
 	ttl, err := strconv.Atoi(h.Get("TTL"))
 	switch {
-	case b == loopback.Denied:
+	case b == loopback.Denied, b == loopback.Refused:
 		return http.StatusForbidden, "the key is refused"
 	case b == loopback.Busy:
 		return http.StatusTooManyRequests, "too many requests"
