@@ -28,7 +28,7 @@ func Tables() []string { return []string{messagesTable, deliveriesTable, chunksT
 // Migrations create them. Times are Unix milliseconds, 0 is never. A delivery is in the order of the fan-out, so that its
 // rows are appended; a chunk is the devices of one job, as JSON, and is gone when that has ended.
 func Migrations() []extensions.Migration {
-	return []extensions.Migration{extensions.Tables(1795505500, "create_messages", []string{
+	first := extensions.Tables(1795505500, "create_messages", []string{
 		`CREATE TABLE ` + messagesTable + ` (
 			id INTEGER PRIMARY KEY, key TEXT NOT NULL, digest BLOB NOT NULL, state INTEGER NOT NULL, spec TEXT NOT NULL,
 			target TEXT NOT NULL, category TEXT NOT NULL, job TEXT NOT NULL DEFAULT '', fanned INTEGER NOT NULL DEFAULT 0, totals TEXT NOT NULL DEFAULT '',
@@ -49,7 +49,9 @@ func Migrations() []extensions.Migration {
 		`CREATE INDEX ` + chunksTable + `_collapse ON ` + chunksTable + ` (collapse, message) WHERE collapse <> ''`,
 		`CREATE INDEX ` + chunksTable + `_message ON ` + chunksTable + ` (message)`,
 		rest.Statement,
-	}, Tables()...),
+	}, Tables()...)
+	return []extensions.Migration{
+		first,
 		extensions.Columns(1795510001, "name_templates", messagesTable, `template TEXT NOT NULL DEFAULT ''`, `template_version INTEGER NOT NULL DEFAULT 0`),
 	}
 }
