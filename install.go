@@ -34,6 +34,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/push"
 	"github.com/satchelbase/satchel/extensions/push/device"
 	"github.com/satchelbase/satchel/extensions/push/outbox"
+	"github.com/satchelbase/satchel/extensions/push/personal"
 	"github.com/satchelbase/satchel/extensions/push/trigger"
 	"github.com/satchelbase/satchel/extensions/push/wording"
 	"github.com/satchelbase/satchel/extensions/sessions"
@@ -128,16 +129,17 @@ func install(cfg config, pb *pocketbase.PocketBase, app core.App, db *store.Stor
 }
 
 // newAccounts tells the deletion and the export of accounts what the other features hold of them.
-func newAccounts(cfg account.Config, queue *jobs.Jobs, sess *sessions.Sessions, db *store.Store, log *audit.Log, key func(purpose string) []byte) *account.Accounts {
+func newAccounts(cfg account.Config, queue *jobs.Jobs, sess *sessions.Sessions, db *store.Store, log *audit.Log, key func(purpose string) []byte, clear account.Clear) *account.Accounts {
 	return account.New(cfg, account.Deps{
 		Jobs: queue, Key: key, Map: hooks.Accounts(), Recent: sess.Recent, Anonymous: anonymous.Is, EndSessions: sess.EndAll,
 		Audit: log.Note, Forget: log.Forget, Version: db.TableVersion, Blockers: teamsWithoutOwner,
-		// These delete what they hold with the account's record.
+		// These delete what they hold with the account's record, and messages may be too many for that.
 		Sections: []account.Section{
 			{Name: "sessions", Export: login.Export},
 			{Name: "identities", Export: identities.Export},
 			{Name: "passkeys", Export: passkeys.Export},
 			{Name: "push", Export: device.Export},
+			{Name: "notifications", Export: personal.Export, Clear: clear},
 			{Name: "audit", Export: audit.ExportAccount},
 		},
 	})
@@ -193,7 +195,7 @@ func newPush(cfg push.Config, clog *changes.Log, s shared, deps push.Deps) *push
 	deps.Triggers = func(out *outbox.Outbox) []trigger.Trigger {
 		return append(hooks.Triggers(hooks.Effects{Outbox: out, Jobs: s.queue, Operations: s.ops}), s.scripted.Triggers()...)
 	}
-	deps.Ended, deps.Endings = login.HasEnded, login.Ended
+	deps.Ended, deps.Over, deps.Endings = login.HasEnded, login.Over, login.Ended
 	deps.Acting = func(e *core.RequestEvent) bool {
 		c := sessions.Current(e)
 		return c != nil && c.Actor != nil

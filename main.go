@@ -71,9 +71,9 @@ func features(cfg config, pb *pocketbase.PocketBase, db *store.Store, s shared) 
 	mails := newMails(cfg.jobs, queue)
 	all := func() []extensions.Extension { return list }
 	groups := teams.New(cfg.teams, teams.Deps{PublicURL: cfg.general.PublicURL, Audit: log.Note, Mail: mails.Send})
-	accounts := newAccounts(cfg.account, queue, sess, db, log, vault.Key)
 	hub := newHub(cfg.live, pb, db, clog)
 	pushes := newPush(cfg.push, clog, s, push.Deps{Vault: vault, Audit: log.Note, Live: hub.Sessions})
+	accounts := newAccounts(cfg.account, queue, sess, db, log, vault.Key, pushes.Outbox().Clear)
 	ops.Add(hooks.Operations(), groups.Operations(), accounts.Operations(), queueOperations(queue), pushes.Operations())
 	list = []extensions.Extension{
 		api.New(cfg.api),

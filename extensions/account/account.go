@@ -91,14 +91,18 @@ const (
 	Blank = ownership.Blank
 )
 
-// Section is what another feature holds of an account. Either function may be nil. Export writes one JSON value, which
-// becomes <Name>.json. Delete is called in a transaction of its own before the account is deleted; it must be quick, and
-// may be called again.
+// Section is what another feature holds of an account. Each function may be nil. Export writes one JSON value, which
+// becomes <Name>.json. Before the account is deleted, Clear is called, for what takes long, and then Delete, in a transaction
+// of its own; it must be quick. Both may be called again.
 type Section struct {
 	Name   string
 	Export func(ctx context.Context, app core.App, account *core.Record, w io.Writer) error
+	Clear  Clear
 	Delete func(tx core.App, account *core.Record) error
 }
+
+// Clear deletes what is held of an account in transactions of its own, which are short and rest in between.
+type Clear func(ctx context.Context, app core.App, account *core.Record) error
 
 // Blocker is a reason not to delete an account now, such as a team that would be left without an owner. Kind and ID name
 // it for the app, Message says to a person what to do.

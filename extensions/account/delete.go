@@ -164,6 +164,11 @@ func (a *Accounts) workDeletion(ctx context.Context, run *jobs.Job, in target) e
 		return err
 	}
 	for _, s := range a.deps.Sections {
+		if s.Clear != nil {
+			if err := s.Clear(ctx, a.app, account); err != nil {
+				return fmt.Errorf("clear %s of account: %w", s.Name, err)
+			}
+		}
 		if s.Delete == nil {
 			continue
 		}

@@ -208,6 +208,11 @@ func (j *Jobs) Forget(tx core.App, owner Owner) error {
 	return table.Forget(tx, owner.Collection, owner.ID)
 }
 
+// Rewrite changes what the jobs of a kind are given that is not sealed. For one that runs it counts from its next attempt on.
+func (j *Jobs) Rewrite(tx core.App, kind string, change func(payload []byte) ([]byte, error)) error {
+	return table.Rewrite(tx, kind, change)
+}
+
 // handleGet shows a job to its owner. To anybody else it does not exist.
 func (j *Jobs) handleGet(e *core.RequestEvent) error {
 	if e.Auth == nil {

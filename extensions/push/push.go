@@ -28,9 +28,11 @@ import (
 	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/live/channel"
 	"github.com/satchelbase/satchel/extensions/operations"
+	"github.com/satchelbase/satchel/extensions/push/console"
 	"github.com/satchelbase/satchel/extensions/push/credentials"
 	"github.com/satchelbase/satchel/extensions/push/device"
 	"github.com/satchelbase/satchel/extensions/push/hint"
+	"github.com/satchelbase/satchel/extensions/push/inbox"
 	"github.com/satchelbase/satchel/extensions/push/message"
 	"github.com/satchelbase/satchel/extensions/push/outbox"
 	"github.com/satchelbase/satchel/extensions/push/sender"
@@ -51,6 +53,9 @@ type Config struct {
 	Keep         time.Duration `env:"KEEP" default:"14d" help:"how long texts and deliveries of a message are kept once it is sent; totals stay"`
 	KeepMessages time.Duration `env:"KEEP_MESSAGES" default:"400d" help:"how long the totals of a message are kept"`
 	Inbox        string        `env:"INBOX" default:"" help:"name of the collection that keeps notifications for users to read again, such as inbox; nothing is none"`
+	InboxKeep    time.Duration `env:"INBOX_KEEP" default:"90d" help:"how long entries of the inbox are kept, read or not; 0 is for ever"`
+	InboxEntries int           `env:"INBOX_ENTRIES" default:"500" help:"entries of one account; beyond, the oldest go; 0 is no limit"`
+	InboxHooks   bool          `env:"INBOX_HOOKS" help:"call the app's record hooks for entries of the inbox, which makes a message to many accounts slower"`
 
 	APNsEndpoint        string `env:"APNS_ENDPOINT" default:"" help:"development only: address instead of Apple's, such as that of satchel dev stubs"`
 	APNsSandboxEndpoint string `env:"APNS_SANDBOX_ENDPOINT" default:"" help:"development only: the same for apps under development"`
@@ -77,6 +82,9 @@ func (c Config) Validate() error {
 	}
 	if c.Inbox != "" && !regexp.MustCompile(`^[a-z][a-z0-9_]{0,49}$`).MatchString(c.Inbox) {
 		problems = append(problems, errors.New("INBOX: must be a name of small letters, digits and underscores"))
+	}
+	if c.InboxKeep < 0 || c.InboxKeep > 0 && c.InboxKeep < time.Hour || c.InboxEntries < 0 {
+		problems = append(problems, errors.New("INBOX_KEEP: must be 0 or at least 1h, and INBOX_ENTRIES not negative"))
 	}
 	if _, err := c.registry(); err != nil {
 		problems = append(problems, err)
@@ -166,8 +174,9 @@ type Deps struct {
 	Triggers  func(o *outbox.Outbox) []trigger.Trigger
 	Hints     []hint.Hint
 
-	// Ended, Endings and Acting tell of sessions; see [device.Deps].
+	// Ended, Over, Endings and Acting tell of sessions; see [device.Deps].
 	Ended   func(db dbx.Builder, session string) (bool, error)
+	Over    func(db dbx.Builder, sessions []string, now time.Time) ([]string, error)
 	Endings string
 	Acting  func(e *core.RequestEvent) bool
 
@@ -195,11 +204,13 @@ func New(cfg Config, deps Deps) *Push {
 	}
 	o, _ := cfg.registry() // it was validated
 	o.Families, o.Categories = slices.Concat(deps.Topics, o.Families), slices.Concat(deps.Categories, o.Categories)
-	devices := device.New(o, device.Deps{Vault: deps.Vault, Connected: connected, Ended: deps.Ended, Endings: deps.Endings, Acting: deps.Acting})
+	devices := device.New(o, device.Deps{Vault: deps.Vault, Connected: connected, Ended: deps.Ended, Over: deps.Over, Endings: deps.Endings, Acting: deps.Acting})
 	p := &Push{cfg: cfg, deps: deps, devices: devices, wording: wording.New(deps.Templates), keeper: credentials.New(deps.Vault, credentials.Options{
 		Size: cfg.Concurrency, APNs: cfg.APNsEndpoint, APNsSandbox: cfg.APNsSandboxEndpoint, FCM: cfg.FCMEndpoint, Expo: cfg.ExpoEndpoint,
 	})}
-	p.outbox = outbox.New(outbox.Config{Keep: cfg.Keep, KeepSums: cfg.KeepMessages, Inbox: cfg.Inbox}, outbox.Deps{
+	p.outbox = outbox.New(outbox.Config{Keep: cfg.Keep, KeepSums: cfg.KeepMessages, Inbox: inbox.Options{
+		Name: cfg.Inbox, Keep: cfg.InboxKeep, Entries: cfg.InboxEntries, Hooks: cfg.InboxHooks,
+	}}, outbox.Deps{
 		Jobs: deps.Jobs, Devices: devices, Vault: deps.Vault, Sender: p.Sender, Live: deps.Live, Template: p.wording.Texts,
 	})
 	var list []trigger.Trigger
@@ -226,7 +237,7 @@ func (p *Push) Outbox() *outbox.Outbox { return p.outbox }
 
 // Operations are those of messages, of their templates, and of credentials.
 func (p *Push) Operations() []operations.Operation {
-	return slices.Concat(p.outbox.Operations(), p.wording.Operations(), p.connections())
+	return slices.Concat(console.Operations(p.outbox), p.wording.Operations(), p.connections())
 }
 
 // Extension is the feature for the list in main.go. It must come behind that of the jobs.

@@ -172,3 +172,27 @@ func Forget(tx core.App, collection, owner string) error {
 	}
 	return nil
 }
+
+// Rewrite changes the payloads of a kind that are not sealed.
+func Rewrite(tx core.App, kind string, change func(payload []byte) ([]byte, error)) error {
+	var rows []struct {
+		ID      int64  `db:"id"`
+		Payload string `db:"payload"`
+	}
+	if err := tx.NonconcurrentDB().NewQuery(`SELECT id, payload FROM ` + Queue + ` WHERE kind = {:kind} AND sealed = 0`).Bind(dbx.Params{"kind": kind}).All(&rows); err != nil {
+		return fmt.Errorf("list jobs: %w", err)
+	}
+	for _, r := range rows {
+		payload, err := change([]byte(r.Payload))
+		if err != nil {
+			return err
+		}
+		if string(payload) == r.Payload {
+			continue
+		}
+		if _, err := tx.NonconcurrentDB().Update(Queue, dbx.Params{"payload": string(payload)}, dbx.HashExp{"id": r.ID}).Execute(); err != nil {
+			return fmt.Errorf("rewrite job: %w", err)
+		}
+	}
+	return nil
+}

@@ -11,8 +11,8 @@
 // the transaction that ends the session, changes the password or deletes the account. A token is at one device only, the
 // one that has registered it last. Tokens are sealed; what finds them again is a keyed hash.
 //
-// A session that expires takes no device with it: nobody has signed out. A device that has not registered for [Stale] is
-// not sent to, and after [Keep] it is deleted.
+// A session that has expired, or has ended in any other way, is not sent to from that moment on, and its device is deleted
+// within [sweepEvery]. A device that has not registered for [Stale] is not sent to, and after [Keep] it is deleted.
 //
 // Tables: push_devices, push_topics, push_preferences, push_counts. Failure modes: a token that cannot be unsealed is an
 // error of Open for that device alone.
@@ -116,6 +116,9 @@ type Deps struct {
 
 	// Ended reports whether a session has ended. Nil: none ever does.
 	Ended func(db dbx.Builder, session string) (bool, error)
+
+	// Over returns those of the sessions that count no more, because they have ended or have expired. Nil: none is.
+	Over func(db dbx.Builder, sessions []string, now time.Time) ([]string, error)
 
 	// Connected lists the platforms that have credentials, with the key that apps subscribe with if there is one.
 	Connected func(app core.App) (map[sender.Platform]string, error)

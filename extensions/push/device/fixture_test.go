@@ -60,7 +60,7 @@ func start(t testing.TB, change func(*pushConfig), more ...extensions.Extension)
 		t.Fatal(err)
 	}
 	p := push.New(cfg, push.Deps{
-		Vault: vault, Ended: login.HasEnded, Endings: login.Ended, Jobs: jobs.New(settings.Defaults[jobs.Config]()),
+		Vault: vault, Ended: login.HasEnded, Over: login.Over, Endings: login.Ended, Jobs: jobs.New(settings.Defaults[jobs.Config]()),
 		Acting: func(e *core.RequestEvent) bool { c := sessions.Current(e); return c != nil && c.Actor != nil },
 	})
 	cache := settings.Defaults[authcache.Config]()

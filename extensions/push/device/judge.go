@@ -7,6 +7,8 @@ import (
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
+
+	"github.com/satchelbase/satchel/extensions/push/caps"
 )
 
 // Reasons of a verdict that something is not sent, or not now.
@@ -27,9 +29,12 @@ type Verdict struct {
 
 // Judge tells, for each of the accounts, whether a message of a category may be sent now: it looks at what the account has
 // switched off, at its quiet hours in its own time zone, and at the caps. A message without a category, or of one that is
-// not declared, obeys quiet hours and the common cap, and waits. Caps are exact if Judge and [Registry.Count] run in one
-// transaction; else messages that are judged at the same time may exceed them.
-func (r *Registry) Judge(ctx context.Context, app core.App, accounts []Account, category string, now time.Time) (map[Account]Verdict, error) {
+// not declared, obeys quiet hours and the common cap, and waits.
+//
+// What it lets through counts for the caps from then on, by the number of the message, which counts once however often it is
+// judged. It looks and counts in one transaction, so that messages of the same moment do not exceed a cap. Without caps
+// nothing is written.
+func (r *Registry) Judge(ctx context.Context, app core.App, message int64, accounts []Account, category string, now time.Time) (map[Account]Verdict, error) {
 	out := make(map[Account]Verdict, len(accounts))
 	c, known := r.byName[category]
 	if !known {
@@ -53,14 +58,31 @@ func (r *Registry) Judge(ctx context.Context, app core.App, accounts []Account, 
 	if err != nil {
 		return nil, err
 	}
-	full, err := r.full(ctx, app, list, c, now)
-	if err != nil {
-		return nil, err
+	limits := r.limits(c)
+	if len(limits) == 0 {
+		for _, a := range accounts {
+			out[a] = r.judge(c, said[a], zones[a], time.Time{}, now)
+		}
+		return out, nil
 	}
-	for _, a := range accounts {
-		out[a] = r.judge(c, said[a], zones[a], full[a], now)
-	}
-	return out, nil
+	err = app.RunInTransaction(func(tx core.App) error {
+		full, err := caps.Full(ctx, tx, list, limits, message, now)
+		if err != nil {
+			return err
+		}
+		var sent []Account
+		for _, a := range accounts {
+			if out[a] = r.judge(c, said[a], zones[a], full[caps.Account{a.Collection, a.ID}], now); out[a].Send {
+				sent = append(sent, a)
+			}
+		}
+		get, err := encode(sent)
+		if err != nil {
+			return err
+		}
+		return caps.Take(tx, message, list, get, category, now)
+	})
+	return out, err
 }
 
 // judge is Judge for one account. full is when its caps have room again.
@@ -122,55 +144,20 @@ func zonesOf(ctx context.Context, app core.App, said map[Account]wishes) (map[Ac
 	return out, nil
 }
 
-// full returns when the accounts at a cap have room again.
-func (r *Registry) full(ctx context.Context, app core.App, accounts string, c Category, now time.Time) (map[Account]time.Time, error) {
-	out := map[Account]time.Time{}
-	look := func(limit Cap, where string, params dbx.Params) error {
-		if limit.Count == 0 {
-			return nil
-		}
-		var rows []struct {
-			Collection string `db:"collection"`
-			Record     string `db:"record"`
-			At         int64  `db:"at"`
-		}
-		params["accounts"], params["since"], params["count"] = accounts, now.Add(-limit.Per).UnixMilli(), limit.Count
-		err := app.ConcurrentDB().NewQuery(`SELECT collection, record, at FROM (
-				SELECT c.collection, c.record, c.at, ROW_NUMBER() OVER (PARTITION BY c.collection, c.record ORDER BY c.at DESC) AS nth
-				FROM json_each({:accounts}) j CROSS JOIN ` + counts + ` c ON ` + listed("c") + ` WHERE c.at > {:since} AND ` + where + `
-			) WHERE nth = {:count}`).Bind(params).WithContext(ctx).All(&rows)
-		if err != nil {
-			return fmt.Errorf("look at caps: %w", err)
-		}
-		for _, row := range rows {
-			a, room := Account{row.Collection, row.Record}, at(row.At).Add(limit.Per)
-			if room.After(out[a]) {
-				out[a] = room
-			}
-		}
+// limits are the caps that hold for a category. There are none for most.
+func (r *Registry) limits(c Category) []caps.Limit {
+	var list []caps.Limit
+	if c.Policy == Always {
 		return nil
 	}
-	if err := look(c.Cap, `c.category = {:category}`, dbx.Params{"category": c.Name}); err != nil {
-		return nil, err
+	if c.Cap.Count > 0 {
+		list = append(list, caps.Limit{Category: c.Name, Count: c.Cap.Count, Per: c.Cap.Per})
 	}
-	return out, look(r.options.Cap, `TRUE`, dbx.Params{})
+	if r.options.Cap.Count > 0 {
+		list = append(list, caps.Limit{All: true, Count: r.options.Cap.Count, Per: r.options.Cap.Per})
+	}
+	return list
 }
 
-// Count notes that a message of a category was sent to accounts, for the caps.
-func (r *Registry) Count(tx core.App, accounts []Account, category string, now time.Time) error {
-	c := r.byName[category]
-	if len(accounts) == 0 || c.Policy == Always || c.Cap.Count == 0 && r.options.Cap.Count == 0 {
-		return nil
-	}
-	list, err := encode(accounts)
-	if err != nil {
-		return err
-	}
-	_, err = tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + counts + ` (collection, record, category, at)
-		SELECT value ->> 0, value ->> 1, {:category}, {:now} FROM json_each({:accounts})`).
-		Bind(dbx.Params{"accounts": list, "category": category, "now": now.UnixMilli()}).Execute()
-	if err != nil {
-		return fmt.Errorf("count messages: %w", err)
-	}
-	return nil
-}
+// Caps reports whether there are any.
+func (r *Registry) Caps() bool { return r.longest() > 0 }

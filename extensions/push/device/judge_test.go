@@ -1,6 +1,7 @@
 package device_test
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -90,9 +91,15 @@ func strip(answer string) string { data, _, _ := strings.Cut(answer, `,"timestam
 func (f *fixture) judge(t *testing.T, category string, now time.Time, users ...*core.Record) []device.Verdict {
 	t.Helper()
 	accounts := only(users...).Accounts
-	all, err := f.registry.Judge(t.Context(), f.App, accounts, category, now)
-	if err != nil || len(all) != len(accounts) {
-		t.Fatal(all, err)
+	var all map[device.Account]device.Verdict
+	err := f.RunInTransaction(func(tx core.App) (err error) {
+		if all, err = f.registry.Judge(t.Context(), tx, 1<<40, accounts, category, now); err != nil || len(all) != len(accounts) {
+			t.Fatal(all, err)
+		}
+		return http.ErrAbortHandler // what is judged counts, and here nothing is sent
+	})
+	if !errors.Is(err, http.ErrAbortHandler) {
+		t.Fatal(err)
 	}
 	out := make([]device.Verdict, len(accounts))
 	for i, a := range accounts {
@@ -153,11 +160,15 @@ func TestJudge(t *testing.T) {
 
 func TestCaps(t *testing.T) {
 	f := start(t, func(c *pushConfig) { categories(c); c.Cap = "4/24h" })
+	f.signIn(t, f.ada).register(t, fcmToken)
+	f.signIn(t, f.bob).register(t, fcmToken+"2")
 	now := time.UnixMilli(time.Now().UnixMilli())
+	number := int64(0) // of a message
 	count := func(category string, at time.Time, users ...*core.Record) {
 		t.Helper()
-		if err := f.registry.Count(f.App, only(users...).Accounts, category, at); err != nil {
-			t.Fatal(err)
+		number++
+		if v, err := f.registry.Judge(t.Context(), f.App, number, only(users...).Accounts, category, at); err != nil || len(v) != len(users) {
+			t.Fatal(v, err)
 		}
 	}
 	is := func(what string, got, want device.Verdict) {
@@ -190,31 +201,40 @@ func TestCaps(t *testing.T) {
 	is("no category", f.judge(t, "", now, f.ada)[0], device.Verdict{Defer: day, Reason: device.ReasonCap})
 	is("the next day", f.judge(t, "messages", day, f.ada)[0], yes)
 
-	// Judge and Count in one transaction are exact, however many try at once.
+	// A message counts once, however often it is judged, and is not in its own way.
+	f.exec(t, "DELETE FROM push_counts", nil)
+	for range 3 {
+		is("again", must(f.registry.Judge(t.Context(), f.App, 99, only(f.bob).Accounts, "likes", now))[device.AccountOf(f.bob)], yes)
+	}
+	if n := f.count(t, "push_counts"); n != 1 {
+		t.Errorf("%d counts of one message", n)
+	}
+
+	// Messages of the same moment do not exceed a cap.
 	f.exec(t, "DELETE FROM push_counts", nil)
 	sent := make(chan bool)
-	for range 8 {
+	for i := range int64(16) {
 		go func() {
-			ok := false
-			err := f.RunInTransaction(func(tx core.App) error {
-				v, err := f.registry.Judge(t.Context(), tx, only(f.bob).Accounts, "likes", now)
-				if err != nil || !v[device.AccountOf(f.bob)].Send {
-					return err
-				}
-				ok = true
-				return f.registry.Count(tx, only(f.bob).Accounts, "likes", now)
-			})
-			sent <- ok && err == nil
+			v, err := f.registry.Judge(t.Context(), f.App, 100+i, only(f.bob, f.ada).Accounts, "likes", now)
+			sent <- err == nil && v[device.AccountOf(f.bob)].Send
 		}()
 	}
 	n := 0
-	for range 8 {
+	for range 16 {
 		if <-sent {
 			n++
 		}
 	}
-	if n != 2 {
+	if n != 2 || f.count(t, "push_counts") != 4 {
 		t.Errorf("%d were sent at once, the cap is 2", n)
+	}
+
+	// Who has no device any more is not counted.
+	f.exec(t, "DELETE FROM push_devices", nil)
+	f.exec(t, "DELETE FROM push_counts", nil)
+	count("likes", now, f.ada, f.bob)
+	if n := f.count(t, "push_counts"); n != 0 {
+		t.Errorf("%d counts of accounts without a device", n)
 	}
 }
 
@@ -222,7 +242,7 @@ func TestCaps(t *testing.T) {
 func TestNoCapsNoCounts(t *testing.T) {
 	f := start(t, func(c *pushConfig) { c.Categories = []string{"messages"} })
 	for _, category := range []string{"messages", "", "unknown"} {
-		if err := f.registry.Count(f.App, only(f.ada).Accounts, category, time.Now()); err != nil {
+		if _, err := f.registry.Judge(t.Context(), f.App, 1, only(f.ada).Accounts, category, time.Now()); err != nil {
 			t.Fatal(err)
 		}
 	}

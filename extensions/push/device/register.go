@@ -30,6 +30,9 @@ import (
 // sessionKey is where sessions leave the id of the request's.
 const sessionKey = "satchelSession"
 
+// sessionless begins what stands for the session of a token that no session is behind.
+const sessionless = "device/"
+
 // caller is whose device it is.
 type caller struct {
 	account Account
@@ -51,7 +54,7 @@ func (r *Registry) caller(e *core.RequestEvent) (caller, error) {
 		return c, nil
 	}
 	if id := api.DeviceID(e.Request); id != "" {
-		c.session = "device/" + id
+		c.session = sessionless + id
 	}
 	return c, nil
 }

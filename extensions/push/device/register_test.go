@@ -378,7 +378,7 @@ func TestStale(t *testing.T) {
 		f.signIn(t, f.ada).register(t, fmt.Sprint(fcmToken, i))
 	}
 	f.exec(t, "UPDATE push_devices SET dead_at = 1", nil)
-	f.exec(t, `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1200) INSERT INTO push_counts SELECT 'c', 'r', 'x', 1 FROM n`, nil)
+	f.exec(t, `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 1200) INSERT INTO push_counts (collection, record, category, at) SELECT 'c', 'r', 'x', 1 FROM n`, nil)
 	sweep()
 	if f.count(t, "push_devices")+f.count(t, "push_counts") != 0 {
 		t.Error("old rows are left")

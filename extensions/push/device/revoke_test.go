@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
 
@@ -212,14 +213,14 @@ func TestServeForgetsSessionsThatHaveEnded(t *testing.T) {
 }
 
 func TestExportAndDeletion(t *testing.T) {
-	f := start(t, func(c *pushConfig) { c.Topics, c.Categories = []string{"news=*"}, []string{"likes=3/1h"} })
+	f := start(t, func(c *pushConfig) { c.Topics, c.Categories, c.Cap = []string{"news=*"}, []string{"likes"}, "3/1h" })
 	p := f.signIn(t, f.ada)
 	p.register(t, fcmToken, map[string]any{"locale": "de"})
 	p.want(t, 204, http.MethodPut, "/api/v1/push/topics/news", nil)
 	p.want(t, 200, http.MethodPatch, preferences, `{"categories":{"likes":false},"quietHours":{"start":"22:00","end":"07:00"}}`)
-	if err := f.registry.Count(f.App, only(f.ada, f.bob).Accounts, "likes", time.Now()); err != nil {
-		t.Fatal(err)
-	}
+	f.signIn(t, f.bob).register(t, fcmToken+"2")
+	noon := time.Now().UTC().Truncate(24 * time.Hour).Add(12 * time.Hour) // not in the quiet hours
+	must(f.registry.Judge(t.Context(), f.App, 7, only(f.ada, f.bob).Accounts, "", noon))
 	var out bytes.Buffer
 	if err := device.Export(t.Context(), f.App, f.ada, &out); err != nil || !json.Valid(out.Bytes()) {
 		t.Fatal(err)
@@ -235,8 +236,8 @@ func TestExportAndDeletion(t *testing.T) {
 	if err := f.Delete(must(f.FindRecordById("users", f.ada.Id))); err != nil {
 		t.Fatal(err)
 	}
-	if n := f.count(t, "push_devices") + f.count(t, "push_topics") + f.count(t, "push_preferences") + f.count(t, "push_counts"); n != 1 {
-		t.Errorf("%d rows are left, want bob's count", n)
+	if n := f.count(t, "push_devices") + f.count(t, "push_topics") + f.count(t, "push_preferences") + f.count(t, "push_counts"); n != 2 {
+		t.Errorf("%d rows are left, want bob's device and count", n)
 	}
 }
 
@@ -275,13 +276,76 @@ func TestCheckAndMetrics(t *testing.T) {
 			got[m.Name] = m.Read()
 			continue
 		}
-		m.Series(func(s extensions.Sample) { got[m.Name+" "+s.Labels[0]] = s.Value })
+		m.Series(func(s extensions.Sample) { got[m.Name] += s.Value }) // one of two platforms
 	}
 	for name, want := range map[string]float64{
-		"satchel_push_devices_count": 1, "satchel_push_platform_devices_count unifiedpush": 1, "satchel_push_registrations_total": 3, "satchel_push_moves_total": 1, "satchel_push_dead_devices_total": 1,
+		"satchel_push_devices_count": 1, "satchel_push_platform_devices_count": 1, "satchel_push_registrations_total": 3, "satchel_push_moves_total": 1, "satchel_push_dead_devices_total": 1,
 	} {
 		if got[name] != want {
 			t.Errorf("%s is %v, want %v", name, got[name], want)
 		}
+	}
+}
+
+// A session that ends by itself is not sent to from that moment on, and its device goes with the next sweep; so does one of
+// which nothing is known any more.
+func TestSessionsThatAreOver(t *testing.T) {
+	f := start(t, nil)
+	get := func(id string) string {
+		t.Helper()
+		list, others, err := f.registry.Get(t.Context(), f.App, []string{id})
+		if err != nil || len(list)+len(others) != 1 {
+			t.Fatal(list, others, err)
+		}
+		return others[id]
+	}
+	stays := f.signIn(t, f.bob).register(t, fcmToken)
+	token := must(f.sessions.Harden(f.ada, must(f.ada.NewAuthToken())))
+	sessionless := f.Do(t, apptest.Request{
+		Method: http.MethodPut, Path: current, Token: token, Header: map[string]string{"X-Device-Id": "0123456789abcdef"},
+		Body: map[string]any{"platform": "fcm", "token": fcmToken + "1"},
+	}).JSON(t)["data"].(map[string]any)["id"].(string)
+	for name, end := range map[string]string{
+		"idle":    "UPDATE sessions_logins SET idle_until = {:now} WHERE id = {:id}",
+		"too old": "UPDATE sessions_logins SET expires_at = {:now} WHERE id = {:id}",
+		"unknown": "DELETE FROM sessions_logins WHERE id = {:id}",
+		"ended":   "INSERT INTO sessions_ended VALUES ({:id}, {:now}, 'test')",
+	} {
+		p := f.signIn(t, f.ada)
+		id := p.register(t, fcmToken+"-"+strings.ReplaceAll(name, " ", ""))
+		if name == "ended" {
+			f.exec(t, "DROP TRIGGER push_devices_ended", nil) // which would have deleted it
+		}
+		if reason := get(id); reason != "" {
+			t.Errorf("%s, before: %s", name, reason)
+		}
+		f.exec(t, end, dbx.Params{"id": p.session, "now": time.Now().UnixMilli()})
+		if reason := get(id); reason != device.ReasonEnded {
+			t.Errorf("%s: %q", name, reason)
+		}
+		if err := f.registry.Sweep(t.Context(), f.App); err != nil {
+			t.Fatal(err)
+		}
+		if reason := get(id); reason != device.ReasonGone {
+			t.Errorf("%s, swept: %q", name, reason)
+		}
+	}
+	if get(stays) != "" || get(sessionless) != "" {
+		t.Errorf("others: %q, %q", get(stays), get(sessionless))
+	}
+}
+
+// A change of the password through the API ends all sessions and with them all devices; the app signs in and registers anew.
+func TestPasswordThroughTheAPI(t *testing.T) {
+	f := start(t, nil)
+	p, other := f.signIn(t, f.ada), f.signIn(t, f.ada)
+	p.register(t, fcmToken)
+	other.register(t, fcmToken+"2")
+	bob := f.signIn(t, f.bob).register(t, fcmToken+"3")
+	p.want(t, 200, http.MethodPatch, "/api/collections/users/records/"+f.ada.Id, map[string]string{
+		"oldPassword": apptest.Password, "password": "another-horse-battery", "passwordConfirm": "another-horse-battery",
+	})
+	if got := f.reach(t, device.Audience{All: true}); !slices.Equal(got, []string{bob}) {
+		t.Errorf("left: %v", got)
 	}
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/live/channel"
+	"github.com/satchelbase/satchel/extensions/push/caps"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 )
 
@@ -21,7 +22,7 @@ const (
 	table       = "push_devices"
 	topics      = "push_topics"
 	preferences = "push_preferences"
-	counts      = "push_counts"
+	counts      = caps.Table
 )
 
 // Tables lists the tables. No rule depends on them, so that they are quiet in the store's options.
@@ -29,7 +30,7 @@ func Tables() []string { return []string{table, topics, preferences, counts} }
 
 // Migrations make the tables.
 func Migrations(unix int64) []extensions.Migration {
-	return []extensions.Migration{extensions.Tables(unix, "create_devices", []string{
+	return []extensions.Migration{extensions.Tables(unix, "create_devices", append([]string{
 		`CREATE TABLE ` + table + ` (
 			id TEXT PRIMARY KEY NOT NULL, collection TEXT NOT NULL, record TEXT NOT NULL, session TEXT NOT NULL,
 			platform TEXT NOT NULL, environment TEXT NOT NULL, hash TEXT NOT NULL, token TEXT NOT NULL,
@@ -47,10 +48,7 @@ func Migrations(unix int64) []extensions.Migration {
 		`CREATE TABLE ` + preferences + ` (
 			collection TEXT NOT NULL, record TEXT NOT NULL, data TEXT NOT NULL, updated_at INTEGER NOT NULL, PRIMARY KEY (collection, record)
 		) STRICT, WITHOUT ROWID`,
-		`CREATE TABLE ` + counts + ` (collection TEXT NOT NULL, record TEXT NOT NULL, category TEXT NOT NULL, at INTEGER NOT NULL) STRICT`,
-		`CREATE INDEX ` + counts + `_account ON ` + counts + ` (collection, record, at)`,
-		`CREATE INDEX ` + counts + `_at ON ` + counts + ` (at)`,
-	}, table, topics, preferences, counts)}
+	}, caps.Create()...), table, topics, preferences, counts), caps.Migration(1795513010)}
 }
 
 // forgetting are the statements that delete devices and what hangs on them.
@@ -107,7 +105,7 @@ func (r *Registry) Bind(h *extensions.Host) error {
 		return e.App.RunInTransaction(func(tx core.App) error {
 			e.App = tx
 			defer func() { e.App = outer }()
-			if err := forget(tx, owned+` AND session LIKE 'device/%'`, AccountOf(e.Record).params()); err != nil {
+			if err := forget(tx, owned+` AND session LIKE '`+sessionless+`%'`, AccountOf(e.Record).params()); err != nil {
 				return err
 			}
 			return e.Next()
@@ -297,9 +295,12 @@ func (r *Registry) Dead(tx core.App, id string, since time.Time, reason string) 
 // sweepChunk bounds a transaction of the sweep to some milliseconds.
 const sweepChunk = 500
 
-// Sweep deletes devices that were not seen for long, those that died long ago, and counts that no cap looks at any more.
+// Sweep deletes devices whose sessions are over, that were not seen for long, those that died long ago, and counts that no cap looks at any more.
 func (r *Registry) Sweep(ctx context.Context, app core.App) error {
 	now := time.Now()
+	if err := r.expire(ctx, app); err != nil {
+		return err
+	}
 	if err := r.sweep(ctx, app, counts, `at < {:before}`, dbx.Params{"before": now.Add(-r.longest()).UnixMilli()}); err != nil {
 		return err
 	}

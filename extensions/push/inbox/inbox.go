@@ -1,22 +1,28 @@
 // Package inbox keeps notifications as records of their receivers, who can read them again on any device: a collection like
 // every other, with rules, live updates and sync.
+//
+//	GET  /api/v1/push/inbox        how many entries are unread
+//	POST /api/v1/push/inbox/read   marks all of them as read
+//
+// Entries are written, marked and deleted by statements for many at once, which live updates, sync and triggers see in the
+// change log. The hooks of the app for records of the collection are called if [Options.Hooks] says so, for which each entry
+// is written on its own.
 package inbox
 
 import (
-	"crypto/rand"
 	"database/sql"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"strings"
+	"time"
 
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
-	"github.com/pocketbase/pocketbase/tools/types"
 
+	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/push/device"
 	"github.com/satchelbase/satchel/extensions/push/message"
-	"github.com/satchelbase/satchel/extensions/push/template"
 )
 
 // Bounds of an entry: of its texts in characters, of its data in bytes.
@@ -25,33 +31,45 @@ const (
 	maxData = 128 << 10
 )
 
-// Inbox is the collection. With an empty name there is none.
+// Options are what the program decides.
+type Options struct {
+	Name    string        // of the collection; with an empty one there is no inbox
+	Keep    time.Duration // of entries, read or not; 0 is for ever
+	Entries int           // of an account, beyond which the oldest go; 0 is no limit
+	Hooks   bool          // call the app's hooks for records
+}
+
+// Inbox is the collection.
 type Inbox struct {
-	name    string
+	Options
+
 	devices *device.Registry
 }
 
+// ErrNone is the code of routes without an inbox.
+var ErrNone = &extensions.Code{Name: "push.inbox_unavailable", Status: http.StatusNotFound, Title: "There is no inbox"}
+
 // New returns an inbox. The devices know the languages of accounts.
-func New(name string, devices *device.Registry) *Inbox { return &Inbox{name, devices} }
+func New(o Options, devices *device.Registry) *Inbox { return &Inbox{o, devices} }
 
 // Prepare makes the collection of the inbox if it is wanted and not there. Its records belong to one auth collection,
 // users; their owner may read and delete them and say that they are read, and nothing else.
 func (i *Inbox) Prepare(app core.App) error {
-	if i.name == "" {
+	if i.Name == "" {
 		return nil
 	}
-	c, err := app.FindCollectionByNameOrId(i.name)
+	c, err := app.FindCollectionByNameOrId(i.Name)
 	if err == nil {
 		return i.check(c)
 	}
 	if !errors.Is(err, sql.ErrNoRows) {
-		return fmt.Errorf("find collection %s: %w", i.name, err)
+		return fmt.Errorf("find collection %s: %w", i.Name, err)
 	}
 	accounts, err := app.FindCollectionByNameOrId(message.DefaultAccounts)
 	if err != nil || !accounts.IsAuth() {
 		return fmt.Errorf("the inbox belongs to the auth collection %s, which is missing: set SATCHEL_PUSH_INBOX to nothing to go without", message.DefaultAccounts)
 	}
-	c = core.NewBaseCollection(i.name)
+	c = core.NewBaseCollection(i.Name)
 	c.Fields.Add(
 		&core.RelationField{Name: "user", CollectionId: accounts.Id, Required: true, CascadeDelete: true, MaxSelect: 1},
 		&core.TextField{Name: "message", Max: 20, Required: true},
@@ -91,61 +109,32 @@ func (i *Inbox) check(c *core.Collection) error {
 	return nil
 }
 
-// Deliver writes an entry for each of the accounts that has none, in the language of the device that it was last seen
-// with. Hooks of the collection are not called; whoever follows its changes sees them.
-func (i *Inbox) Deliver(tx core.App, id string, m *message.Message, accounts []device.Account) error {
-	if len(accounts) == 0 || i.name == "" {
-		return nil
-	}
-	c, err := tx.FindCachedCollectionByNameOrId(i.name)
-	if err != nil {
-		return fmt.Errorf("find inbox: %w", err)
-	}
-	owners, ok := c.Fields.GetByName("user").(*core.RelationField)
-	if !ok {
-		return fmt.Errorf("the field user of %s is no relation", c.Name)
-	}
-	texts, err := m.ByLanguage()
-	if err != nil {
+// Forget deletes the entries of an account. A relation that deletes with the account has done so.
+func (i *Inbox) Forget(tx core.App, account device.Account) error {
+	c, err := i.of(tx, account)
+	if err != nil || c == nil {
 		return err
 	}
-	set, err := template.Compile(texts)
-	if err != nil {
-		return fmt.Errorf("read texts: %w", err)
-	}
-	locales, err := i.devices.Locales(tx, accounts)
-	if err != nil {
-		return err
-	}
-	data := m.Data
-	if data == nil {
-		data = map[string]string{}
-	}
-	var rows []any
-	for _, a := range accounts {
-		if a.Collection != owners.CollectionId {
-			continue
-		}
-		text, err := set.Render(locales[a], m.Values)
-		if err != nil {
-			return fmt.Errorf("render text: %w", err)
-		}
-		rows = append(rows, []any{strings.ToLower(rand.Text())[:15], a.ID, text.Title, text.Body})
-	}
-	list, err := json.Marshal(rows)
-	if err != nil {
-		return fmt.Errorf("encode entries: %w", err)
-	}
-	raw, err := json.Marshal(data)
-	if err != nil {
-		return fmt.Errorf("encode data: %w", err)
-	}
-	_, err = tx.NonconcurrentDB().NewQuery(`INSERT INTO {{` + c.Name + `}} (id, user, message, category, title, body, image, data, read, created, updated)
-		SELECT value->>0, value->>1, {:message}, {:category}, value->>2, value->>3, {:image}, {:data}, FALSE, {:now}, {:now} FROM json_each({:rows})
-		WHERE EXISTS (SELECT 1 FROM {{` + message.DefaultAccounts + `}} AS u WHERE u.id = value->>1) ON CONFLICT DO NOTHING`).Bind(
-		dbx.Params{"message": id, "category": m.Category, "image": m.Image, "data": string(raw), "now": types.NowDateTime().String(), "rows": string(list)}).Execute()
-	if err != nil {
-		return fmt.Errorf("write entries of the inbox: %w", err)
+	if _, err := tx.NonconcurrentDB().Delete(c.Name, dbx.HashExp{"user": account.ID}).Execute(); err != nil {
+		return fmt.Errorf("erase inbox: %w", err)
 	}
 	return nil
+}
+
+// of is the collection if there is one and accounts of the collection have entries in it.
+func (i *Inbox) of(app core.App, account device.Account) (*core.Collection, error) {
+	if i.Name == "" {
+		return nil, nil
+	}
+	c, err := app.FindCachedCollectionByNameOrId(i.Name)
+	if errors.Is(err, sql.ErrNoRows) {
+		return nil, nil // it is made when the server starts
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find inbox: %w", err)
+	}
+	if owners, ok := c.Fields.GetByName("user").(*core.RelationField); !ok || owners.CollectionId != account.Collection {
+		return nil, nil
+	}
+	return c, nil
 }

@@ -183,5 +183,18 @@ func (t To) Some(ctx context.Context, app core.App, after string) (list []device
 	return list, next, nil
 }
 
+// Named is the id of the collection of the users that the target names, and their ids as a JSON array.
+func (t To) Named(app core.App) (collection, users string, err error) {
+	c, err := authCollection(app, t.Collection)
+	if err != nil {
+		return "", "", err
+	}
+	raw, err := json.Marshal(t.Users)
+	if err != nil {
+		return "", "", fmt.Errorf("encode users: %w", err)
+	}
+	return c.Id, string(raw), nil
+}
+
 // ByAccounts reports whether the target names accounts; the others name devices.
 func (t To) ByAccounts() bool { return t.Filter != nil || len(t.Users) > 0 }

@@ -42,6 +42,7 @@ type Message struct {
 	Data     map[string]string `json:"data,omitempty" description:"for the app"`
 	Actions  []sender.Action   `json:"actions,omitempty" maxItems:"4"`
 	Badge    *int              `json:"badge,omitempty" minimum:"0" maximum:"99999"`
+	Unread   bool              `json:"badgeUnread,omitempty" description:"the badge is the number of unread entries in the inbox of the account"`
 	Sound    string            `json:"sound,omitempty" maxLength:"128"`
 	Kind     string            `json:"kind,omitempty" maxLength:"128" description:"category of actions on iOS, click action on Android"`
 	Channel  string            `json:"channel,omitempty" maxLength:"128" description:"notification channel on Android"`
@@ -165,6 +166,7 @@ func (m *Message) Check(set *template.Set, now time.Time) error {
 	add(!slices.Contains([]Quiet{"", Drop, Collapse, Ignore}, m.Quiet), "quiet: is none of drop, collapse and ignore")
 	add(m.Quiet == Collapse && m.Collapse == "" && m.Category == "", "quiet: to collapse, the message needs a collapse key or a category")
 	add(!slices.Contains([]Presence{"", PresenceAccount, PresenceDevice, PresenceIgnore}, m.Presence), "presence: is none of account, device and ignore")
+	add(m.Unread && m.Badge != nil, "badge: it excludes badgeUnread")
 	add(m.Inbox && m.Silent, "inbox: a silent message shows nothing")
 	add(m.TTL < -1 || m.TTL > int(sender.DefaultTTL/time.Second), "ttl: must be -1 to %d seconds", int(sender.DefaultTTL/time.Second))
 	if err := errors.Join(problems...); err != nil {
@@ -225,6 +227,9 @@ func (m *Message) Notification(text template.Text, collapse string) *sender.Noti
 	}
 	if n.CollapseKey == "" {
 		n.CollapseKey = collapse
+	}
+	if m.Unread {
+		n.Badge = new(int) // the sender of the message knows the number
 	}
 	switch {
 	case m.TTL < 0:

@@ -12,7 +12,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/push/credentials"
-	"github.com/satchelbase/satchel/extensions/push/rest"
+	"github.com/satchelbase/satchel/extensions/push/personal"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 )
 
@@ -235,7 +235,7 @@ func (o *Outbox) forget(tx core.App) (more bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("forget totals: %w", err)
 	}
-	if _, err := exec(tx, `DELETE FROM `+rest.Table+` WHERE device IN (SELECT device FROM `+rest.Table+` WHERE since < {:hour} LIMIT {:n})`, params); err != nil {
+	if _, err := exec(tx, `DELETE FROM `+hintsTable+` WHERE device IN (SELECT device FROM `+hintsTable+` WHERE since < {:hour} LIMIT {:n})`, params); err != nil {
 		return false, fmt.Errorf("forget hints: %w", err)
 	}
 	return n == sweepRows, nil
@@ -262,6 +262,9 @@ func (o *Outbox) archive(tx core.App, id int64) error {
 	}
 	if n == sweepRows {
 		return nil
+	}
+	if err := personal.Unname(tx, id); err != nil {
+		return err
 	}
 	if _, err := exec(tx, `UPDATE `+messagesTable+` SET spec = '' WHERE id = {:id}`, dbx.Params{"id": id}); err != nil {
 		return fmt.Errorf("forget texts: %w", err)

@@ -45,8 +45,6 @@ type result struct {
 	code     string
 	provider string
 	platform sender.Platform
-	account  device.Account
-	category string
 	since    time.Time // of dead
 	wait     time.Duration
 }
@@ -170,18 +168,9 @@ func (s *shipment) choose() ([]device.Device, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	list, err := s.deps.Devices.Get(s.ctx, s.app, ids)
+	list, err := s.present(ids)
 	if err != nil {
 		return nil, err
-	}
-	known := make(map[string]bool, len(list))
-	for _, d := range list {
-		known[d.ID] = true
-	}
-	for _, id := range ids {
-		if !known[id] {
-			s.decide(id, skipped, "gone")
-		}
 	}
 	if list, err = s.newest(s.absent(list)); err != nil {
 		return nil, err
@@ -252,7 +241,7 @@ func (s *shipment) willing(list []device.Device) ([]device.Device, error) {
 			accounts = append(accounts, d.User)
 		}
 	}
-	verdicts, err := s.deps.Devices.Judge(s.ctx, s.app, accounts, s.m.Category, s.begun)
+	verdicts, err := s.deps.Devices.Judge(s.ctx, s.app, s.row.ID, accounts, s.m.Category, s.begun)
 	if err != nil {
 		return nil, err
 	}

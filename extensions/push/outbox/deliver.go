@@ -16,7 +16,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/push/batch"
 	"github.com/satchelbase/satchel/extensions/push/credentials"
 	"github.com/satchelbase/satchel/extensions/push/device"
-	"github.com/satchelbase/satchel/extensions/push/message"
+	"github.com/satchelbase/satchel/extensions/push/ledger"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 	"github.com/satchelbase/satchel/extensions/push/template"
 	"github.com/satchelbase/satchel/extensions/push/track"
@@ -53,6 +53,10 @@ func (s *shipment) pack(devices []device.Device) ([]parcel, error) {
 	if err != nil {
 		return nil, err
 	}
+	badge, err := s.badges(devices)
+	if err != nil {
+		return nil, err
+	}
 	if err := s.deps.Vault.Unlock(); err != nil {
 		return nil, fmt.Errorf("unlock vault: %w", err)
 	}
@@ -74,7 +78,7 @@ func (s *shipment) pack(devices []device.Device) ([]parcel, error) {
 			parcels = append(parcels, parcel{platform: d.Platform})
 		}
 		p := &parcels[len(parcels)-1]
-		push := sender.Push{Target: target, Notification: n}
+		push := sender.Push{Target: target, Notification: badge(n, d)}
 		if !s.m.Hint {
 			push.Data = map[string]string{dataKey: track.Signer{Vault: s.deps.Vault}.Sign(s.row.ID, d.ID, d.User)}
 		}
@@ -122,9 +126,12 @@ func (s *shipment) renderer() (func(locale string) (*sender.Notification, error)
 
 // send sends a parcel.
 func (s *shipment) send(p parcel) []result {
-	results := make([]result, len(p.devices))
 	var answers []sender.Result
 	carrier, err := s.deps.Sender(s.ctx, p.platform)
+	if err == nil {
+		p, err = s.still(p)
+	}
+	results := make([]result, len(p.devices))
 	begun := s.now()
 	switch {
 	case errors.Is(err, credentials.ErrNotConnected):
@@ -138,14 +145,11 @@ func (s *shipment) send(p parcel) []result {
 	for i, d := range p.devices {
 		a := answers[i]
 		r := result{
-			message: s.row.ID, device: d.ID, attempts: s.open[d.ID].Attempts + 1, code: a.Code, provider: a.ID, platform: d.Platform, account: d.User,
-			category: s.m.Category, since: begun, wait: a.After, state: s.judge(a),
+			message: s.row.ID, device: d.ID, attempts: s.open[d.ID].Attempts + 1, code: a.Code, provider: a.ID, platform: d.Platform,
+			since: begun, wait: a.After, state: s.judge(a),
 		}
 		if !a.At.IsZero() {
 			r.since = a.At
-		}
-		if s.m.Silent || s.m.Quiet == message.Ignore {
-			r.account = device.Account{} // it does not count for caps
 		}
 		results[i] = r
 	}
@@ -180,19 +184,17 @@ func (o *Outbox) save(list []*batch.Batch[result]) error {
 		var rows []any
 		var receipts []result
 		now := o.now()
-		heard := map[string][]device.Account{} // by category
+		var lost []any
 		for _, b := range list {
 			for _, r := range b.Rows {
 				rows = append(rows, []any{r.message, r.device, r.state, r.attempts, r.code, r.provider, string(r.platform)})
-				switch {
-				case r.state == dead:
+				if r.state == dead {
 					if err := o.deps.Devices.Dead(tx, r.device, r.since, r.code); err != nil {
 						return err
 					}
-				case r.state == accepted && r.account.ID != "":
-					if !slices.Contains(heard[r.category], r.account) {
-						heard[r.category] = append(heard[r.category], r.account)
-					}
+				}
+				if r.state != accepted && r.state != queued {
+					lost = append(lost, rows[len(rows)-1])
 				}
 				if r.state == accepted && r.platform == sender.Expo && r.provider != "" {
 					receipts = append(receipts, r)
@@ -202,10 +204,8 @@ func (o *Outbox) save(list []*batch.Batch[result]) error {
 		if err := o.record(tx, rows, now); err != nil {
 			return err
 		}
-		for category, accounts := range heard {
-			if err := o.deps.Devices.Count(tx, accounts, category, now); err != nil {
-				return err
-			}
+		if err := o.release(tx, lost); err != nil {
+			return err
 		}
 		if err := o.askReceipts(tx, receipts, 0); err != nil {
 			return err
@@ -240,7 +240,8 @@ func (o *Outbox) record(tx core.App, rows []any, now time.Time) error {
 		return fmt.Errorf("encode results: %w", err)
 	}
 	_, err = exec(tx, `INSERT INTO `+deliveriesTable+` AS d (message, device, state, attempts, code, provider, platform, at)
-		SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6, {:now} FROM json_each({:rows}) WHERE true
+		SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6, {:now} FROM json_each({:rows})
+		WHERE EXISTS (SELECT 1 FROM `+deliveriesTable+` AS k WHERE k.message = value->>0 AND k.device = value->>1)
 		ON CONFLICT (message, device) DO UPDATE SET state = excluded.state, attempts = excluded.attempts, code = excluded.code,
 			provider = excluded.provider, at = excluded.at
 		WHERE d.state = {:queued} OR (d.state = {:stopped} AND excluded.state NOT IN ({:queued}, {:failed}, {:skipped}, {:expired}))`,
@@ -253,7 +254,7 @@ func (o *Outbox) record(tx core.App, rows []any, now time.Time) error {
 
 // sum writes the totals of a message that has ended.
 func (o *Outbox) sum(tx core.App, id int64) error {
-	t, err := count(tx, id)
+	t, err := ledger.Count(tx, id)
 	if err != nil {
 		return err
 	}

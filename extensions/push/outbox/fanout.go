@@ -25,6 +25,7 @@ const (
 	chunkKind   = "push.chunk"
 	receiptKind = "push.receipts"
 	sweepKind   = "push.sweep"
+	inboxKind   = "push.inbox"
 
 	// chunkSize is how many devices one job sends to.
 	chunkSize = 500
@@ -46,6 +47,7 @@ func (o *Outbox) kinds() []jobs.Kind {
 		}),
 		jobs.Define(jobs.Spec[receipts]{Kind: receiptKind, Queue: Queue, Priority: 8, Attempts: 5, FirstWait: time.Minute, Work: o.fetchReceipts}),
 		jobs.Define(jobs.Spec[struct{}]{Kind: sweepKind, Queue: Queue, Priority: 9, Attempts: 1, Timeout: 10 * time.Minute, Cron: "*/5 * * * *", Work: o.sweep}),
+		jobs.Define(jobs.Spec[struct{}]{Kind: inboxKind, Queue: Queue, Priority: 9, Attempts: 1, Timeout: 10 * time.Minute, Cron: "17 * * * *", Work: o.sweepInbox}),
 	}
 }
 
@@ -67,7 +69,7 @@ func (o *Outbox) fanOut(ctx context.Context, job *jobs.Job, in fanout) error {
 		return jobs.Permanent(err)
 	}
 	r, err := find(o.app, id)
-	if errors.Is(err, errNone) {
+	if errors.Is(err, errNone) || err == nil && r.State == cancelled {
 		return nil
 	}
 	if err != nil {
@@ -150,6 +152,9 @@ func (f *fan) page(ctx context.Context, job *jobs.Job, at *position) (more bool,
 	case f.next != "":
 		to.At, more = f.next, true
 	}
+	if err := f.announce(ctx, list, first); err != nil {
+		return false, err
+	}
 	err = f.app.RunInTransaction(func(tx core.App) error {
 		if err := f.write(tx, list, first); err != nil {
 			return err
@@ -183,15 +188,16 @@ func (f *fan) write(tx core.App, list []device.Device, first bool) error {
 	now := f.now()
 	rows := make([]any, len(list))
 	for i, d := range list {
-		rows[i] = []any{d.ID, string(d.Platform)}
+		rows[i] = []any{d.ID, string(d.Platform), d.User.Collection, d.User.ID}
 	}
 	text, err := json.Marshal(rows)
 	if err != nil {
 		return fmt.Errorf("encode deliveries: %w", err)
 	}
 	var made []string
-	err = tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + deliveriesTable + ` (message, device, state, platform, at)
-		SELECT {:message}, value->>0, {:queued}, value->>1, {:now} FROM json_each({:rows}) WHERE true ON CONFLICT DO NOTHING RETURNING device`).
+	err = tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + deliveriesTable + ` (message, device, state, platform, at, collection, record)
+		SELECT {:message}, value->>0, {:queued}, value->>1, {:now}, value->>2, value->>3 FROM json_each({:rows})
+		WHERE EXISTS (SELECT 1 FROM push_devices AS p WHERE p.id = value->>0) ON CONFLICT DO NOTHING RETURNING device`).
 		Bind(dbx.Params{"message": f.id, "queued": queued, "now": now.UnixMilli(), "rows": string(text)}).Column(&made)
 	if err != nil {
 		return fmt.Errorf("write deliveries: %w", err)

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,6 +47,7 @@ type fixture struct {
 	root   string
 	google string              // where FCM is
 	live   map[string][]string // sessions by account
+	over   sync.Map            // sessions that count no more
 }
 
 // options change what start starts with.
@@ -99,6 +101,14 @@ func start(t testing.TB, o options) *fixture {
 		sessions, connected := f.live[id]
 		return sessions, connected
 	}}
+	deps.Over = func(_ dbx.Builder, sessions []string, _ time.Time) (over []string, _ error) {
+		for _, id := range sessions {
+			if _, is := f.over.Load(id); is {
+				over = append(over, id)
+			}
+		}
+		return over, nil
+	}
 	if o.deps != nil {
 		o.deps(&deps)
 	}

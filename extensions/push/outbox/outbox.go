@@ -35,25 +35,28 @@ import (
 	"github.com/satchelbase/satchel/extensions/push/inbox"
 	"github.com/satchelbase/satchel/extensions/push/message"
 	"github.com/satchelbase/satchel/extensions/push/meter"
+	"github.com/satchelbase/satchel/extensions/push/personal"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 	"github.com/satchelbase/satchel/extensions/push/template"
+	"github.com/satchelbase/satchel/extensions/push/track"
 )
 
 // Codes of what is refused.
 var (
 	ErrKeyReused = &extensions.Code{Name: "push.key_reused", Status: http.StatusConflict, Title: "Another message has this key"}
 	ErrEnded     = &extensions.Code{Name: "push.ended", Status: http.StatusConflict, Title: "The message has been sent or cancelled"}
-	ErrDelivery  = &extensions.Code{Name: "push.delivery_invalid", Status: http.StatusBadRequest, Title: "The delivery is not one of yours"}
 )
 
 // Codes lists them.
-func Codes() []*extensions.Code { return []*extensions.Code{ErrKeyReused, ErrEnded, ErrDelivery} }
+func Codes() []*extensions.Code {
+	return []*extensions.Code{ErrKeyReused, ErrEnded, track.ErrDelivery, inbox.ErrNone}
+}
 
 // Config is how long things are kept.
 type Config struct {
 	Keep     time.Duration // of deliveries and texts, behind the end of the message
 	KeepSums time.Duration // of the totals
-	Inbox    string        // name of the collection; empty is none
+	Inbox    inbox.Options
 }
 
 // Deps is what the package needs of others.
@@ -98,7 +101,10 @@ func New(cfg Config, deps Deps) *Outbox {
 func (o *Outbox) PrepareInbox(app core.App) error { return o.inbox.Prepare(app) }
 
 // Bind tells the outbox its application.
-func (o *Outbox) Bind(h *extensions.Host) { o.app, o.log = h.App, h.Logger }
+func (o *Outbox) Bind(h *extensions.Host) {
+	o.app, o.log = h.App, h.Logger
+	o.personal().Bind(h.App)
+}
 
 // Sent is what becomes of a message that is asked for.
 type Sent struct {
@@ -114,7 +120,7 @@ func (o *Outbox) Send(tx core.App, m message.Message) (Sent, error) {
 	m.To = m.To.Clean()
 	asked, err := m.Encode()
 	if err != nil {
-		return Sent{}, invalid(err)
+		return Sent{}, Invalid(err)
 	}
 	sum := sha256.Sum256([]byte(asked))
 	if m.Key != "" && m.Template != "" { // before the template is asked for, which may be another one by now
@@ -122,22 +128,22 @@ func (o *Outbox) Send(tx core.App, m message.Message) (Sent, error) {
 			return sent, err
 		}
 	}
-	set, err := o.resolve(tx, &m)
+	set, err := o.Resolve(tx, &m)
 	if err != nil {
 		return Sent{}, err
 	}
 	if err := m.Check(set, now); err != nil {
-		return Sent{}, invalid(err)
+		return Sent{}, Invalid(err)
 	}
-	if m.Inbox && o.cfg.Inbox == "" {
-		return Sent{}, invalid(errors.New("inbox: there is none; see SATCHEL_PUSH_INBOX"))
+	if (m.Inbox || m.Unread) && o.cfg.Inbox.Name == "" {
+		return Sent{}, Invalid(errors.New("inbox: there is none; see SATCHEL_PUSH_INBOX"))
 	}
 	if err := message.CheckTarget(tx, m.To); err != nil {
-		return Sent{}, invalid(err)
+		return Sent{}, Invalid(err)
 	}
 	spec, err := m.Encode()
 	if err != nil {
-		return Sent{}, invalid(err)
+		return Sent{}, Invalid(err)
 	}
 	var sent Sent
 	err = tx.RunInTransaction(func(tx core.App) error {
@@ -147,22 +153,22 @@ func (o *Outbox) Send(tx core.App, m message.Message) (Sent, error) {
 	return sent, err
 }
 
-// resolve puts the texts of a template in, so that a message that waits changes neither with the template nor with the
+// Resolve puts the texts of a template in, so that a message that waits changes neither with the template nor with the
 // program, and compiles them. A message without texts has no set. What is wrong with the message is a [api.Problem].
-func (o *Outbox) resolve(app core.App, m *message.Message) (*template.Set, error) {
+func (o *Outbox) Resolve(app core.App, m *message.Message) (*template.Set, error) {
 	texts, err := m.ByLanguage()
 	if err != nil {
-		return nil, invalid(err)
+		return nil, Invalid(err)
 	}
 	if m.Template != "" {
 		if texts != nil {
-			return nil, invalid(errors.New("template: it excludes title, body and texts"))
+			return nil, Invalid(errors.New("template: it excludes title, body and texts"))
 		}
 		if m.Texts, m.Version, err = o.deps.Template(app, m.Template); err != nil {
 			return nil, err
 		}
 		if texts = m.Texts; texts == nil {
-			return nil, invalid(fmt.Errorf("template: there is no %.100q", m.Template))
+			return nil, Invalid(fmt.Errorf("template: there is no %.100q", m.Template))
 		}
 	}
 	if texts == nil {
@@ -170,12 +176,13 @@ func (o *Outbox) resolve(app core.App, m *message.Message) (*template.Set, error
 	}
 	set, err := template.Compile(texts)
 	if err != nil {
-		return nil, invalid(err)
+		return nil, Invalid(err)
 	}
 	return set, nil
 }
 
-func invalid(err error) error {
+// Invalid is the problem of a message with a mistake.
+func Invalid(err error) error {
 	return api.InvalidBody(api.FieldError{Field: "message", Code: api.ErrValidation.Name, Message: err.Error()})
 }
 
@@ -204,6 +211,9 @@ func (o *Outbox) insert(tx core.App, m *message.Message, spec string, sum [sha25
 	}
 	if _, err := exec(tx, `UPDATE `+messagesTable+` SET job = {:job} WHERE id = {:id}`, dbx.Params{"job": job, "id": id}); err != nil {
 		return Sent{}, fmt.Errorf("keep job of message: %w", err)
+	}
+	if err := personal.Name(tx, id, m.To); err != nil {
+		return Sent{}, err
 	}
 	return Sent{ID: serial.Format(id), DueAt: due.UTC().Truncate(time.Millisecond)}, nil
 }
@@ -261,5 +271,5 @@ func (o *Outbox) Cancel(tx core.App, text string) (View, error) {
 	if err != nil {
 		return View{}, err
 	}
-	return o.show(tx, text)
+	return o.Show(tx, text)
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/jobs/table"
 	"github.com/satchelbase/satchel/extensions/push"
+	"github.com/satchelbase/satchel/extensions/push/console"
 	"github.com/satchelbase/satchel/extensions/push/hint"
 	"github.com/satchelbase/satchel/extensions/push/message"
 	"github.com/satchelbase/satchel/extensions/push/outbox"
@@ -345,7 +346,7 @@ func TestFilterAndLanguages(t *testing.T) {
 	if titles["2 posts"] != 1 || titles["2 Beiträge"] != 1 || titles["2 publicações"] != 1 {
 		t.Errorf("titles %v", titles)
 	}
-	var p outbox.Preview
+	var p console.Preview
 	if r := f.operation(t, "push.preview", m{"texts": texts, "values": m{"n": 1}, "locale": "de-CH"}, &p); r.Status != 200 || p.Title != "1 Beitrag" || p.Locale != "de" {
 		t.Errorf("preview: %s", r.Body)
 	}

@@ -11,49 +11,25 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/internal/serial"
+	"github.com/satchelbase/satchel/extensions/push/ledger"
 	"github.com/satchelbase/satchel/extensions/push/message"
-	"github.com/satchelbase/satchel/extensions/push/rest"
+	"github.com/satchelbase/satchel/extensions/push/personal"
 )
 
 // The tables.
 const (
-	messagesTable   = "push_messages"
-	deliveriesTable = "push_deliveries"
-	chunksTable     = "push_chunks"
+	messagesTable   = ledger.Messages
+	deliveriesTable = ledger.Deliveries
+	chunksTable     = ledger.Chunks
+	hintsTable      = ledger.Hints
 )
 
-// Tables lists those of the package. No rule, collection or view reads them.
-func Tables() []string { return []string{messagesTable, deliveriesTable, chunksTable, rest.Table} }
+// Tables lists all tables of messages. No rule, collection or view reads them.
+func Tables() []string { return append(ledger.Tables(), personal.Tables()...) }
 
-// Migrations create them. Times are Unix milliseconds, 0 is never. A delivery is in the order of the fan-out, so that its
-// rows are appended; a chunk is the devices of one job, as JSON, and is gone when that has ended.
+// Migrations create them.
 func Migrations() []extensions.Migration {
-	first := extensions.Tables(1795505500, "create_messages", []string{
-		`CREATE TABLE ` + messagesTable + ` (
-			id INTEGER PRIMARY KEY, key TEXT NOT NULL, digest BLOB NOT NULL, state INTEGER NOT NULL, spec TEXT NOT NULL,
-			target TEXT NOT NULL, category TEXT NOT NULL, job TEXT NOT NULL DEFAULT '', fanned INTEGER NOT NULL DEFAULT 0, totals TEXT NOT NULL DEFAULT '',
-			due_at INTEGER NOT NULL, ends_at INTEGER NOT NULL, created_at INTEGER NOT NULL, done_at INTEGER NOT NULL DEFAULT 0
-		) STRICT`,
-		`CREATE UNIQUE INDEX ` + messagesTable + `_key ON ` + messagesTable + ` (key) WHERE key <> ''`,
-		`CREATE INDEX ` + messagesTable + `_open ON ` + messagesTable + ` (state, id) WHERE state < 2`,
-		`CREATE INDEX ` + messagesTable + `_done ON ` + messagesTable + ` (done_at) WHERE done_at > 0 AND spec <> ''`,
-		`CREATE TABLE ` + deliveriesTable + ` (
-			message INTEGER NOT NULL, device TEXT NOT NULL, state INTEGER NOT NULL, platform TEXT NOT NULL, attempts INTEGER NOT NULL DEFAULT 0,
-			code TEXT NOT NULL DEFAULT '', provider TEXT NOT NULL DEFAULT '', at INTEGER NOT NULL, opened_at INTEGER NOT NULL DEFAULT 0,
-			PRIMARY KEY (message, device)
-		) STRICT, WITHOUT ROWID`,
-		`CREATE TABLE ` + chunksTable + ` (
-			id INTEGER PRIMARY KEY, message INTEGER NOT NULL, job TEXT NOT NULL, due_at INTEGER NOT NULL, devices TEXT NOT NULL,
-			collapse TEXT NOT NULL
-		) STRICT`,
-		`CREATE INDEX ` + chunksTable + `_collapse ON ` + chunksTable + ` (collapse, message) WHERE collapse <> ''`,
-		`CREATE INDEX ` + chunksTable + `_message ON ` + chunksTable + ` (message)`,
-		rest.Statement,
-	}, Tables()...)
-	return []extensions.Migration{
-		first,
-		extensions.Columns(1795510001, "name_templates", messagesTable, `template TEXT NOT NULL DEFAULT ''`, `template_version INTEGER NOT NULL DEFAULT 0`),
-	}
+	return append(ledger.Migrations(), personal.Migrations()...)
 }
 
 // State is where a message stands.
@@ -76,18 +52,17 @@ const (
 
 func states() []State { return []State{Scheduled, Sending, Done, Cancelled} }
 
-// Numbers of the states of a delivery. All but queued are final, except that a push that was on its way when the message
-// was cancelled tells what became of it, and that a receipt may come.
+// Numbers of the states of a delivery.
 const (
-	queued    = iota
-	accepted  // the provider has it
-	dead      // the token is not good any more
-	rejected  // the provider will never take it
-	failed    // the attempts are used up, or the platform has no credentials
-	expired   // it made no sense any more
-	skipped   // the receiver is there, or does not want it; the code tells which
-	collapsed // a newer one replaces it
-	stopped   // the message was cancelled
+	queued    = ledger.Queued
+	accepted  = ledger.Accepted
+	dead      = ledger.Dead
+	rejected  = ledger.Rejected
+	failed    = ledger.Failed
+	expired   = ledger.Expired
+	skipped   = ledger.Skipped
+	collapsed = ledger.Collapsed
+	stopped   = ledger.Stopped
 )
 
 // row is a message as it is stored.

@@ -9,6 +9,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/push"
+	"github.com/satchelbase/satchel/extensions/push/console"
 	"github.com/satchelbase/satchel/extensions/push/message"
 	"github.com/satchelbase/satchel/extensions/push/outbox"
 	"github.com/satchelbase/satchel/extensions/push/template"
@@ -35,7 +36,7 @@ func TestTemplates(t *testing.T) {
 		}
 	}
 	save(0, "Saved: {time}")
-	var shown outbox.Preview
+	var shown console.Preview
 	f.operation(t, "push.preview", m{"template": "meetings.moved", "values": m{"time": "16:00"}}, &shown)
 	if shown.Title != "Saved: 16:00" || shown.Version != 1 {
 		t.Errorf("preview %+v", shown)

@@ -11,14 +11,9 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions/push/device"
+	"github.com/satchelbase/satchel/extensions/push/ledger"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 )
-
-// Table holds how many hints a device has had since when, in Unix milliseconds.
-const Table = "push_hints"
-
-// Statement creates it.
-const Statement = `CREATE TABLE ` + Table + ` (device TEXT PRIMARY KEY, since INTEGER NOT NULL, count INTEGER NOT NULL) STRICT, WITHOUT ROWID`
 
 // hintsAnHour is how many silent hints a device gets: Apple asks for no more than two or three, and holds more back.
 func hintsAnHour(p sender.Platform) int {
@@ -39,7 +34,7 @@ func Take(ctx context.Context, app core.App, list []device.Device, now time.Time
 		return nil, fmt.Errorf("encode devices: %w", err)
 	}
 	var allowed []string
-	err = app.NonconcurrentDB().NewQuery(`INSERT INTO ` + Table + ` AS h (device, since, count) SELECT value->>0, {:now}, 1 FROM json_each({:rows}) WHERE true
+	err = app.NonconcurrentDB().NewQuery(`INSERT INTO ` + ledger.Hints + ` AS h (device, since, count) SELECT value->>0, {:now}, 1 FROM json_each({:rows}) WHERE true
 		ON CONFLICT (device) DO UPDATE SET since = CASE WHEN h.since <= {:hour} THEN {:now} ELSE h.since END,
 			count = CASE WHEN h.since <= {:hour} THEN 1 ELSE h.count + 1 END
 		WHERE h.since <= {:hour} OR h.count < (SELECT e.value->>1 FROM json_each({:rows}) AS e WHERE e.value->>0 = h.device) RETURNING device`).

@@ -18,7 +18,9 @@ const (
 	maxName     = 128  // bytes of sound, category, channel, and of an action's id and title
 	maxCollapse = 256  // bytes; adapters shorten it by a hash
 	maxURL      = 2048
-	maxBadge    = 99_999
+
+	// MaxBadge is the largest number on an icon.
+	MaxBadge = 99_999
 )
 
 // Check tells everything that is wrong with a notification, before any provider does: a mistake would be refused once for
@@ -51,7 +53,7 @@ func (n *Notification) Check() error {
 		u, err := url.Parse(n.Image)
 		add(err != nil || u.Scheme != "https" || u.Host == "" || len(n.Image) > maxURL, "image: must be an https address of at most %d bytes", maxURL)
 	}
-	add(n.Badge != nil && (*n.Badge < 0 || *n.Badge > maxBadge), "badge: must be between 0 and %d", maxBadge)
+	add(n.Badge != nil && (*n.Badge < 0 || *n.Badge > MaxBadge), "badge: must be between 0 and %d", MaxBadge)
 	add(n.Priority < PriorityDefault || n.Priority > PriorityLow, "priority: is not known")
 	add(len(n.Actions) > maxActions, "actions: must be at most %d", maxActions)
 	for _, a := range n.Actions {

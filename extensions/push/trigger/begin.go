@@ -28,18 +28,16 @@ func Migration(unix int64) extensions.Migration {
 
 // begin lets new triggers begin at the present, and forgets those that the program no longer has.
 func (t *Triggers) begin(ctx context.Context) error {
-	if t.deps.Log == nil { // nothing to follow
-		return nil
-	}
 	names := slices.Sorted(maps.Keys(t.byName))
+	var now changes.Position
 	if len(names) > 0 {
 		if _, err := t.deps.Log.Reader(reader).Position(ctx); err != nil {
 			return err
 		}
-	}
-	now, err := t.deps.Log.Horizon(ctx)
-	if err != nil {
-		return err
+		var err error
+		if now, err = t.deps.Log.Horizon(ctx); err != nil {
+			return err
+		}
 	}
 	known, err := starts(t.app)
 	if err != nil {

@@ -3,6 +3,7 @@ package login
 import (
 	"encoding/json"
 	"fmt"
+	"time"
 
 	"github.com/pocketbase/dbx"
 )
@@ -37,4 +38,21 @@ func HasEnded(db dbx.Builder, id string) (bool, error) {
 		return false, fmt.Errorf("find ended session: %w", err)
 	}
 	return ended, nil
+}
+
+// Over returns those of the sessions, by their ids, that do not count any more: they have ended or expired, or are so old that
+// nothing is known of them. It is one query.
+func Over(db dbx.Builder, ids []string, now time.Time) ([]string, error) {
+	raw, err := json.Marshal(ids)
+	if err != nil {
+		return nil, fmt.Errorf("encode ids: %w", err)
+	}
+	var over []string
+	err = db.NewQuery(`SELECT j.value FROM json_each({:ids}) AS j LEFT JOIN ` + Table + ` AS l ON l.id = j.value
+		WHERE l.id IS NULL OR l.idle_until <= {:now} OR l.expires_at <= {:now} OR EXISTS (SELECT 1 FROM ` + Ended + ` AS e WHERE e.id = j.value)`).
+		Bind(dbx.Params{"ids": string(raw), "now": now.UnixMilli()}).Column(&over)
+	if err != nil {
+		return nil, fmt.Errorf("find sessions that are over: %w", err)
+	}
+	return over, nil
 }
