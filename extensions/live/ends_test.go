@@ -289,5 +289,7 @@ func TestGuestsAreCountedByNetwork(t *testing.T) {
 	})
 	s.connect("")
 	s.connect("")
-	s.dial().ends(frame.CloseLimit)
+	third := s.dial()
+	third.send(map[string]any{"type": "auth"})
+	third.ends(frame.CloseLimit)
 }
