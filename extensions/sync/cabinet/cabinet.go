@@ -318,8 +318,8 @@ func (c *Cabinet) room(ctx context.Context, tx *sql.Tx, device string) error {
 		return err
 	}
 	const old = "(SELECT device FROM devices WHERE device > ? AND device < ? ORDER BY used DESC LIMIT -1 OFFSET ?)"
-	for _, table := range []string{"runs", "devices"} {
-		if _, err := tx.ExecContext(ctx, "DELETE FROM "+table+" WHERE device IN "+old, owner+"/", owner+"0", c.most-1); err != nil { // 0 comes after /
+	for _, statement := range []string{"DELETE FROM runs WHERE device IN " + old, "DELETE FROM devices WHERE device IN " + old} {
+		if _, err := tx.ExecContext(ctx, statement, owner+"/", owner+"0", c.most-1); err != nil { // 0 comes after /
 			return err
 		}
 	}
