@@ -129,9 +129,6 @@ type part struct {
 	Key   string `db:"key"`
 }
 
-// over is the first state in which a message is not sent any more, as package outbox numbers them.
-const over = 2
-
 // some erases the account from a few messages, and reports whether there may be more.
 func (o Outbox) some(tx core.App, a device.Account) (more bool, err error) {
 	p := params(a)
@@ -190,8 +187,9 @@ func (o Outbox) one(tx core.App, a device.Account, id int64) (receipts []string,
 		if p["devices"], err = encode(devices); err != nil {
 			return nil, err
 		}
+		// Looking for a name in the text of all chunks is fast; reading them all as JSON and writing them is not.
 		if err := change(tx, `UPDATE `+chunks+` SET devices = (SELECT json_group_array(value) FROM json_each(devices) WHERE value NOT IN (SELECT value FROM json_each({:devices})))
-			WHERE message = {:id}`, p); err != nil {
+			WHERE message = {:id} AND EXISTS (SELECT 1 FROM json_each({:devices}) AS j WHERE instr(`+chunks+`.devices, '"' || j.value || '"'))`, p); err != nil {
 			return nil, err
 		}
 	}
@@ -215,12 +213,14 @@ func (o Outbox) text(tx core.App, a device.Account, id int64, mine int) error {
 		return err
 	}
 	alone := len(m.To.Users) == 1 && m.To.Users[0] == a.ID
-	if m.To.Filter != nil && r.State >= over && mine > 0 {
-		var all int
-		if err := tx.NonconcurrentDB().NewQuery(`SELECT count(*) FROM ` + deliveries + ` WHERE message = {:id}`).Bind(dbx.Params{"id": id}).Row(&all); err != nil {
+	if m.To.Filter != nil && r.State >= ledger.Done && mine > 0 {
+		p := params(a)
+		p["id"] = id
+		err := tx.NonconcurrentDB().NewQuery(`SELECT NOT EXISTS (SELECT 1 FROM ` + deliveries + ` WHERE message = {:id} AND (record <> {:record} OR collection <> {:collection}))`).
+			Bind(p).Row(&alone)
+		if err != nil {
 			return err
 		}
-		alone = all == mine
 	}
 	if alone {
 		return o.End(tx, id)
