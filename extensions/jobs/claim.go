@@ -17,11 +17,15 @@ import (
 // claim takes up to n jobs of the queue, and reports whether there may be more. What cannot be done now, because its lane
 // is busy or its kind unknown, is set aside so that the next claim does not read it again.
 func (j *Jobs) claim(tx core.App, q *queue, n int) (claimed []table.Row, more bool, err error) {
-	for len(claimed) < n {
+	for taken := 0; len(claimed) < n; {
+		if taken > n+maxAside { // of a busy lane, or of kinds that nobody knows; the next turn goes on
+			return claimed, true, nil
+		}
 		part, err := table.Take(tx, table.Claim{Queue: q.name, Epoch: j.epoch, N: n - len(claimed), Only: j.only, Now: j.now(), Lease: lease})
 		if err != nil || len(part) == 0 {
 			return claimed, false, err
 		}
+		taken += len(part)
 		full := len(part) == n-len(claimed)
 		if part, err = j.setAside(tx, part); err != nil {
 			return nil, false, err
@@ -77,7 +81,7 @@ func (j *Jobs) room(tx core.App, k *Kind, lane string, claimed []table.Row) (int
 
 // promote makes jobs ready whose time has come, and returns when the next one is due.
 func (j *Jobs) promote(tx core.App) (next int64, err error) {
-	queues, next, err := table.Promote(tx, j.now(), maxBatch)
+	queues, next, err := table.Promote(tx, j.now(), maxSettle)
 	for _, name := range queues {
 		if q := j.queues[name]; q != nil {
 			q.maybe.Store(true)

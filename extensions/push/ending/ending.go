@@ -40,7 +40,8 @@ const (
 	Settle = time.Minute
 )
 
-// Migration adds the column stale: how many changes the totals of a message that has ended do not know of.
+// Migration adds the column stale: how many changes the totals of a message that has ended do not know of. An index finds the
+// deliveries that receipts are about, so that no job has to name their devices.
 func Migration() extensions.Migration {
 	run := func(statements ...string) func(core.App) error {
 		return func(app core.App) error {
@@ -52,12 +53,13 @@ func Migration() extensions.Migration {
 			return nil
 		}
 	}
-	const index = ledger.Messages + `_stale`
+	const index, receipts = ledger.Messages + `_stale`, ledger.Deliveries + `_receipts`
 	return extensions.Migration{
 		Unix: 1795514000, What: "note_counted",
 		Up: run(`ALTER TABLE `+ledger.Messages+` ADD COLUMN stale INTEGER NOT NULL DEFAULT 0`,
-			`CREATE INDEX `+index+` ON `+ledger.Messages+` (id) WHERE stale > 0`),
-		Down: run(`DROP INDEX `+index, `ALTER TABLE `+ledger.Messages+` DROP COLUMN stale`),
+			`CREATE INDEX `+index+` ON `+ledger.Messages+` (id) WHERE stale > 0`,
+			`CREATE INDEX `+receipts+` ON `+ledger.Deliveries+` (provider) WHERE platform = 'expo' AND provider <> ''`),
+		Down: run(`DROP INDEX `+receipts, `DROP INDEX `+index, `ALTER TABLE `+ledger.Messages+` DROP COLUMN stale`),
 	}
 }
 

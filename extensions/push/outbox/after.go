@@ -41,17 +41,22 @@ func (o *Outbox) fetchReceipts(ctx context.Context, _ *jobs.Job, in receipts) er
 	var pending []result
 	var rows []any
 	err = o.app.RunInTransaction(func(tx core.App) error {
+		found, err := receivers(tx, ids)
+		if err != nil {
+			return err
+		}
 		for i, a := range answers {
 			p := in.Pushes[i]
 			id, err := parse(p.Message)
-			if err != nil {
+			device := found[p.ID]
+			if err != nil || device == "" {
 				continue
 			}
 			state := 0
 			switch a.Outcome {
 			case sender.Dead:
 				state = dead
-				if err := o.deps.Devices.Dead(tx, p.Device, p.Sent, a.Code); err != nil {
+				if err := o.deps.Devices.Dead(tx, device, p.Sent, a.Code); err != nil {
 					return err
 				}
 			case sender.Rejected, sender.Unauthorized:
@@ -59,11 +64,11 @@ func (o *Outbox) fetchReceipts(ctx context.Context, _ *jobs.Job, in receipts) er
 			case sender.Retry:
 				again, wait = true, max(wait, a.After)
 			case sender.Pending:
-				pending = append(pending, result{message: id, device: p.Device, provider: p.ID, since: p.Sent})
+				pending = append(pending, result{message: id, provider: p.ID, since: p.Sent})
 			case sender.Accepted:
 			}
 			if state != 0 {
-				rows = append(rows, []any{id, p.Device, state, a.Code})
+				rows = append(rows, []any{id, device, state, a.Code})
 			}
 		}
 		if again { // all of them, when it can be asked
@@ -80,6 +85,29 @@ func (o *Outbox) fetchReceipts(ctx context.Context, _ *jobs.Job, in receipts) er
 		return jobs.RetryAfter(max(wait, time.Minute), errors.New("the provider has no receipts now"))
 	}
 	return err
+}
+
+// receivers are the devices of accepted pushes, by the ids of the provider. What was erased is not there.
+func receivers(tx core.App, ids []string) (map[string]string, error) {
+	text, err := json.Marshal(ids)
+	if err != nil {
+		return nil, fmt.Errorf("encode receipts: %w", err)
+	}
+	var rows []struct {
+		Provider string `db:"provider"`
+		Device   string `db:"device"`
+	}
+	err = tx.NonconcurrentDB().NewQuery(`SELECT d.provider, d.device FROM json_each({:ids}) AS e CROSS JOIN ` + deliveriesTable + ` AS d
+		ON d.provider = e.value AND d.platform = 'expo' AND d.provider <> '' WHERE d.state = {:accepted}`).
+		Bind(dbx.Params{"ids": string(text), "accepted": accepted}).All(&rows)
+	if err != nil {
+		return nil, fmt.Errorf("find deliveries of receipts: %w", err)
+	}
+	found := make(map[string]string, len(rows))
+	for _, r := range rows {
+		found[r.Provider] = r.Device
+	}
+	return found, nil
 }
 
 // amend writes what receipts say, and the totals that change with it.

@@ -253,7 +253,8 @@ func (o *Outbox) record(tx core.App, rows []any, now time.Time) error {
 	return nil
 }
 
-// receipts is what the job that asks for them is given: accepted pushes by the provider's ids.
+// receipts is what the job that asks for them is given: accepted pushes by the provider's ids, which lead to the devices as
+// long as the deliveries have them.
 type receipts struct {
 	Round  int       `json:"round"`
 	Pushes []receipt `json:"pushes"`
@@ -261,7 +262,6 @@ type receipts struct {
 
 type receipt struct {
 	Message string    `json:"message"`
-	Device  string    `json:"device"`
 	ID      string    `json:"id"`
 	Sent    time.Time `json:"sent"`
 }
@@ -272,7 +272,7 @@ func (o *Outbox) askReceipts(tx core.App, list []result, round int) error {
 	}
 	in := receipts{Round: round}
 	for _, r := range list {
-		in.Pushes = append(in.Pushes, receipt{serial.Format(r.message), r.device, r.provider, r.since})
+		in.Pushes = append(in.Pushes, receipt{serial.Format(r.message), r.provider, r.since})
 	}
 	_, err := o.deps.Jobs.Enqueue(tx, receiptKind, in, jobs.Options{Delay: receiptWaits()[round]})
 	return err
