@@ -111,6 +111,9 @@ func (j *Jobs) replacement(found *table.Row, payload json.RawMessage) (string, e
 	return j.seal(k, found.ID, string(payload))
 }
 
+// Wake makes whoever works on jobs look at everything soon, after something was written to the tables past this package.
+func (j *Jobs) Wake() { j.hurry() }
+
 // Pause keeps jobs of a queue from being begun, and Resume lets them.
 func (j *Jobs) Pause(tx core.App, queue string) error { return table.Pause(tx, queue, j.now()) }
 
