@@ -40,7 +40,7 @@ func (m Messages) stop(ctx context.Context, app core.App, id int64) error {
 	for more := true; more; {
 		begun := time.Now()
 		var err error
-		if more, err = m.stopChunk(ctx, app, p); err != nil {
+		if more, err = m.stopChunk(ctx, app, id); err != nil {
 			return err
 		}
 		if err := rest(ctx, begun); err != nil {
@@ -73,13 +73,13 @@ func (m Messages) stop(ctx context.Context, app core.App, id int64) error {
 }
 
 // stopChunk ends one chunk with its deliveries and its job, and reports whether there was one.
-func (m Messages) stopChunk(ctx context.Context, app core.App, p dbx.Params) (bool, error) {
+func (m Messages) stopChunk(ctx context.Context, app core.App, id int64) (bool, error) {
 	var c struct {
 		ID      int64  `db:"id"`
 		Job     string `db:"job"`
 		Devices string `db:"devices"`
 	}
-	err := app.ConcurrentDB().NewQuery(`SELECT id, job, devices FROM ` + ledger.Chunks + ` WHERE message = {:id} ORDER BY id LIMIT 1`).Bind(p).WithContext(ctx).One(&c)
+	err := app.ConcurrentDB().NewQuery(`SELECT id, job, devices FROM ` + ledger.Chunks + ` WHERE message = {:id} ORDER BY id LIMIT 1`).Bind(dbx.Params{"id": id}).WithContext(ctx).One(&c)
 	if errors.Is(err, sql.ErrNoRows) {
 		return false, nil
 	}
@@ -93,7 +93,7 @@ func (m Messages) stopChunk(ctx context.Context, app core.App, p dbx.Params) (bo
 		if _, err := m.Jobs.Cancel(tx, c.Job); err != nil { // one that runs finds out by itself
 			return err
 		}
-		return m.halt(tx, p["id"].(int64), c.Devices)
+		return m.halt(tx, id, c.Devices)
 	})
 	return true, err
 }
