@@ -2,6 +2,7 @@ package trigger_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"sync/atomic"
@@ -161,8 +162,8 @@ func (f *fixture) settle(t testing.TB) {
 	mark := f.write(t, "settle")
 	await(t, "the end of the log", func() bool {
 		return f.count(t, "effects WHERE by = 'settled' AND record = '"+mark.Id+"'") == 1 &&
-			f.count(t, table.Queue+" WHERE state <> 3 AND attempt = 0 AND kind IN ('push.trigger', 'notes.job')") == 0 &&
-			f.count(t, table.Queue+" WHERE state = 1 AND kind IN ('push.trigger', 'notes.job')") == 0
+			f.count(t, fmt.Sprintf("%s WHERE (state IN (%d, %d) OR state = %d AND attempt = 0) AND kind IN ('push.trigger', 'notes.job')",
+				table.Queue, table.IsReady, table.IsRunning, table.IsScheduled)) == 0
 	})
 }
 
