@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
+	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
 
 const (
@@ -69,6 +70,9 @@ func TestKill(t *testing.T) {
 	}
 	f, _ := start(t, dir, three)
 	f.settle(t)
+	await(t, "the jobs that several kills have cut off, which wait a little", func() bool {
+		return f.count(t, fmt.Sprintf("%s WHERE state <> %d AND kind IN ('push.trigger', 'notes.job')", table.Queue, table.IsDead)) == 0
+	})
 	notes := f.count(t, `notes WHERE title <> 'settle'`)
 	if notes < acknowledged {
 		t.Errorf("%d notes were acknowledged, %d are there", acknowledged, notes)
