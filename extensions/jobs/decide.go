@@ -78,13 +78,13 @@ func (j *Jobs) Retry(tx core.App, id string, payload json.RawMessage) error {
 		case found.State == table.IsRunning:
 			return ErrRunning
 		}
-		sealed := ""
+		text, sealed := "", false
 		if payload != nil {
-			if sealed, err = j.replacement(found, payload); err != nil {
+			if text, sealed, err = j.replacement(found, payload); err != nil {
 				return err
 			}
 		}
-		if err := table.Retry(tx, found.ID, sealed, j.now()); err != nil {
+		if err := table.Retry(tx, found.ID, text, sealed, j.now()); err != nil {
 			if errors.Is(err, table.ErrKeyTaken) {
 				return ErrKeyTaken
 			}
@@ -95,20 +95,21 @@ func (j *Jobs) Retry(tx core.App, id string, payload json.RawMessage) error {
 	})
 }
 
-// replacement checks what an operator gives a job instead.
-func (j *Jobs) replacement(found *table.Row, payload json.RawMessage) (string, error) {
+// replacement checks what an operator gives a job instead, and seals it if the kind says so.
+func (j *Jobs) replacement(found *table.Row, payload json.RawMessage) (text string, sealed bool, err error) {
 	k := j.kinds[found.Kind]
 	if k == nil {
-		return "", api.InvalidBody(api.FieldError{Field: "payload", Code: api.ErrValidation.Name, Message: "this program does not know the kind " + found.Kind})
+		return "", false, api.InvalidBody(api.FieldError{Field: "payload", Code: api.ErrValidation.Name, Message: "this program does not know the kind " + found.Kind})
 	}
-	err := k.check(payload)
+	err = k.check(payload)
 	if err == nil && len(payload) > maxPayload {
 		err = fmt.Errorf("more than %d bytes", maxPayload)
 	}
 	if err != nil {
-		return "", api.InvalidBody(api.FieldError{Field: "payload", Code: api.ErrValidation.Name, Message: err.Error()})
+		return "", false, api.InvalidBody(api.FieldError{Field: "payload", Code: api.ErrValidation.Name, Message: err.Error()})
 	}
-	return j.seal(k, found.ID, string(payload))
+	text, err = j.seal(k, found.ID, string(payload))
+	return text, k.sealed, err
 }
 
 // Pause keeps jobs of a queue from being begun, and Resume lets them.

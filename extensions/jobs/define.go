@@ -94,7 +94,10 @@ func Define[In any](s Spec[In]) Kind {
 	}
 	k.work = func(ctx context.Context, job *Job) error {
 		in, err := decode[In](job.payload, false)
-		if err != nil {
+		switch {
+		case err != nil && job.sealed: // the reason may quote it, and errors are neither sealed nor forgotten with it
+			return Permanent(errors.New("this program cannot read what the job is given"))
+		case err != nil:
 			return Permanent(err)
 		}
 		return s.Work(ctx, job, in)

@@ -11,6 +11,7 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
+	"github.com/satchelbase/satchel/extensions/internal/pb"
 	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
 
@@ -33,6 +34,7 @@ type Job struct {
 	from *queue
 
 	payload  []byte
+	sealed   bool // the payload, until it is opened for the work
 	position string
 	steps    []string
 	result   string
@@ -70,7 +72,9 @@ func (j *Job) Checkpoint(tx core.App, position any) error {
 	if err := j.write(tx, dbx.Params{"position": raw}); err != nil {
 		return fmt.Errorf("checkpoint job %s: %w", j.Kind, err)
 	}
+	before := j.position
 	j.position = raw
+	pb.AfterRollback(tx, func() { j.position = before })
 	return nil
 }
 
@@ -97,7 +101,9 @@ func (j *Job) Once(app core.App, step string, fn func(tx core.App) error) error 
 		return fn(tx)
 	})
 	if err == nil {
+		before := j.steps
 		j.steps = steps
+		pb.AfterRollback(app, func() { j.steps = before })
 	}
 	return err
 }
