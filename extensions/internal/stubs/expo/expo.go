@@ -10,6 +10,7 @@ import (
 	"io"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 
@@ -18,6 +19,9 @@ import (
 )
 
 // Limits of the service.
+// Foreign begins the tokens of another project, which Expo refuses together with those of one.
+const Foreign = "foreign"
+
 const (
 	maxMessages = 100
 	maxReceipts = 1000
@@ -131,6 +135,11 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request) {
 		return
 	case len(targets) == 0:
 		refuse(w, http.StatusBadRequest, "VALIDATION_ERROR", `"to" is required`)
+		return
+	}
+	foreign := func(t target) bool { return strings.HasPrefix(inner(t.token), Foreign) }
+	if slices.ContainsFunc(targets, func(t target) bool { return foreign(t) != foreign(targets[0]) }) {
+		refuse(w, http.StatusBadRequest, "PUSH_TOO_MANY_EXPERIENCE_IDS", "All push notification messages in the same request must be for the same project")
 		return
 	}
 	b := s.Next(inner(targets[0].token))
