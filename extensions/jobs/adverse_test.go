@@ -229,3 +229,47 @@ func TestOnceRolledBack(t *testing.T) {
 		t.Errorf("the step was done %d times, once in vain", done)
 	}
 }
+
+// The next of a lane has its turn also when the one before it goes without having run.
+func TestLaneGoesOn(t *testing.T) {
+	g := newGate()
+	f := start(t, work(func(ctx context.Context, _ *Job, _ int) error { return g.pass(ctx) }))
+	owner := Owner{Collection: "c", ID: "ada"}
+	goes := map[string]func(id string) error{
+		"cancelled": func(id string) error {
+			_, err := f.jobs.Cancel(f.App.App, id)
+			return err
+		},
+		"forgotten": func(string) error { return f.jobs.Forget(f.App.App, owner) },
+	}
+	var last []string
+	for lane := range goes {
+		f.enqueue(t, 1, Options{Lane: lane})
+	}
+	await(t, "the first of each lane", func() bool { return f.count(t, table.Queue+" WHERE state = 1") == 2 })
+	if err := f.jobs.Pause(f.App.App, defaultQueue); err != nil {
+		t.Fatal(err)
+	}
+	second := map[string]string{}
+	for lane := range goes {
+		second[lane] = f.enqueue(t, 1, Options{Lane: lane, Owner: owner})
+		last = append(last, f.enqueue(t, 1, Options{Lane: lane}))
+	}
+	// As the pump leaves them that has claimed them before the pause.
+	if _, err := f.NonconcurrentDB().NewQuery(`UPDATE ` + table.Queue + ` SET state = 4 WHERE state = 0`).Execute(); err != nil {
+		t.Fatal(err)
+	}
+	close(g.open)
+	await(t, "the ends of the first", func() bool { return f.count(t, table.Queue+" WHERE state = 0") == 2 })
+	for lane, do := range goes {
+		if err := do(second[lane]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.jobs.Resume(f.App.App, defaultQueue); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range last {
+		f.await(t, id, Succeeded)
+	}
+}

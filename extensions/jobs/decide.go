@@ -36,7 +36,9 @@ func (j *Jobs) Cancel(tx core.App, id string) (bool, error) {
 	}
 	cancelled := false
 	err = tx.RunInTransaction(func(tx core.App) (err error) {
-		cancelled, err = table.Cancel(tx, number, j.now())
+		if cancelled, err = table.Cancel(tx, number, j.now()); cancelled {
+			pb.AfterCommit(tx, j.hurry) // others of its lane may go on
+		}
 		return err
 	})
 	return cancelled, err
@@ -203,7 +205,11 @@ func (j *Jobs) Get(app core.App, id string) (Status, error) {
 
 // Forget removes the jobs of an owner that nobody works on, and what names the owner in the others.
 func (j *Jobs) Forget(tx core.App, owner Owner) error {
-	return table.Forget(tx, owner.Collection, owner.ID)
+	if err := table.Forget(tx, owner.Collection, owner.ID); err != nil {
+		return err
+	}
+	pb.AfterCommit(tx, j.hurry)
+	return nil
 }
 
 // Rewrite changes what the jobs of a kind are given that is not sealed. For one that runs it counts from its next attempt on.

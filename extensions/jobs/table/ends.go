@@ -65,10 +65,24 @@ func Cancel(tx core.App, id int64, now time.Time) (bool, error) {
 	if err != nil || n == 0 {
 		return false, err
 	}
-	if _, err := tx.NonconcurrentDB().Delete(Queue, dbx.HashExp{"id": id}).Execute(); err != nil {
-		return false, fmt.Errorf("cancel job: %w", err)
+	return true, remove(tx, `id = {:id}`, dbx.Params{"id": id})
+}
+
+// remove deletes jobs that nobody works on. They may have had the turn of their lanes, which is the next one's then.
+func remove(tx core.App, where string, params dbx.Params) error {
+	var gone []struct{ Kind, Lane string }
+	if err := tx.NonconcurrentDB().NewQuery(`DELETE FROM ` + Queue + ` WHERE ` + where + ` RETURNING kind, lane`).Bind(params).All(&gone); err != nil {
+		return fmt.Errorf("remove jobs: %w", err)
 	}
-	return true, nil
+	for _, g := range gone {
+		if g.Lane == "" {
+			continue
+		}
+		if err := FreeLane(tx, g.Kind, g.Lane); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Interrupt asks the process that works on a job to end it, and reports whether one does.
@@ -128,8 +142,8 @@ func Forget(tx core.App, collection, owner string) error {
 	if _, err := tx.NonconcurrentDB().Delete(History, of).Execute(); err != nil {
 		return fmt.Errorf("forget history of owner: %w", err)
 	}
-	if _, err := tx.NonconcurrentDB().Delete(Queue, dbx.And(of, dbx.NewExp("state <> 1"))).Execute(); err != nil {
-		return fmt.Errorf("forget jobs of owner: %w", err)
+	if err := remove(tx, `owner = {:owner} AND owner_collection = {:collection} AND state <> 1`, dbx.Params{"owner": owner, "collection": collection}); err != nil {
+		return err
 	}
 	if _, err := tx.NonconcurrentDB().Update(Queue, dbx.Params{"owner_collection": "", "owner": ""}, of).Execute(); err != nil {
 		return fmt.Errorf("forget owner of jobs: %w", err)
