@@ -120,6 +120,28 @@ func TestScheduleAfterClockWasAhead(t *testing.T) {
 	}
 }
 
+// lazy can be written and not read.
+type lazy struct{}
+
+func (*lazy) UnmarshalJSON([]byte) error { return errors.New("no") }
+
+// What a kind is given is read as it is written; one whose scheduled jobs could not be is refused.
+func TestScheduledInput(t *testing.T) {
+	type wait struct{ For time.Duration }
+	waiting := Define(Spec[wait]{Kind: "test.wait", Cron: "0 * * * *", Work: func(_ context.Context, job *Job, in wait) error { return job.SetResult(in) }})
+	if k := Define(Spec[lazy]{Kind: "test.lazy", Cron: "0 * * * *", Work: func(context.Context, *Job, lazy) error { return nil }}); k.err == nil {
+		t.Error("a schedule without input is taken")
+	}
+	f := start(t, waiting)
+	id, err := f.jobs.Enqueue(f.App.App, "test.wait", wait{time.Minute}, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := f.await(t, id, Succeeded); string(s.Result) != `{"For":60000000000}` {
+		t.Errorf("result %s", s.Result)
+	}
+}
+
 // A process that runs notices that its clock was put right.
 func TestScheduleWhileClockIsPutBack(t *testing.T) {
 	f := start(t, Define(Spec[int]{Kind: "test.hourly", Queue: "later", Cron: "0 * * * *", Work: func(context.Context, *Job, int) error { return nil }}))

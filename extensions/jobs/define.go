@@ -116,7 +116,7 @@ func Define[In any](s Spec[In]) Kind {
 
 // decode reads what a job is given. A job that waits may come from another release, so only who enqueues is strict.
 func decode[In any](payload []byte, strict bool) (in In, err error) {
-	if err := jsonv2.Unmarshal(payload, &in, jsonv2.RejectUnknownMembers(strict), jsontext.AllowDuplicateNames(false)); err != nil {
+	if err := jsonv2.Unmarshal(payload, &in, jsonv2.RejectUnknownMembers(strict), jsontext.AllowDuplicateNames(false), json.FormatDurationAsNano(true)); err != nil {
 		return in, fmt.Errorf("read what the job is given: %w", err)
 	}
 	return in, nil
@@ -157,7 +157,10 @@ func (k *Kind) mistake(idle bool) error {
 	case k.cron == "":
 		return nil
 	}
-	var err error
+	err := k.check([]byte(k.zero))
+	if err != nil { // nothing would ever be enqueued, and no queue go on while that is tried
+		return fmt.Errorf("job kind %s: the zero value, which scheduled jobs are given: %w", k.name, err)
+	}
 	if k.schedule, err = cron.NewSchedule(k.cron); err != nil {
 		return fmt.Errorf("job kind %s: the schedule %q: %w", k.name, k.cron, err)
 	}
