@@ -36,6 +36,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/push/outbox"
 	"github.com/satchelbase/satchel/extensions/push/personal"
 	"github.com/satchelbase/satchel/extensions/push/trigger"
+	"github.com/satchelbase/satchel/extensions/push/wording"
 	"github.com/satchelbase/satchel/extensions/sessions"
 	"github.com/satchelbase/satchel/extensions/sessions/login"
 	"github.com/satchelbase/satchel/extensions/store"
@@ -55,7 +56,7 @@ func site() fs.FS {
 
 // quietTables are those whose writes change nothing that is remembered of other tables.
 func quietTables() []string {
-	return slices.Concat(changes.Tables(), sync.Tables(), jobs.Tables(), device.Tables(), outbox.Tables(), []string{apikeys.Uses, idempotency.Table})
+	return slices.Concat(changes.Tables(), sync.Tables(), jobs.Tables(), device.Tables(), outbox.Tables(), wording.Tables(), []string{apikeys.Uses, idempotency.Table})
 }
 
 func newSync(cfg sync.Config, log *changes.Log, db *store.Store) *sync.Sync {

@@ -247,9 +247,7 @@ $triggers.on("notes", { on: ["created", "updated"], if: 'title ~ "urgent"', enqu
 $triggers.on("notes", { name: "notes.gone", on: ["deleted"], enqueue: "notes.tell" })
 
 $jobs.define("notes.tell", {}, (e) => {
-    e.once("count", (tx) => {
-        tx.db().newQuery("INSERT INTO told VALUES ({:event}, {:record}, {:key})").bind(e.payload).execute()
-    })
+    e.once("count", (tx) => tx.db().newQuery("INSERT INTO told VALUES ({:event}, {:record}, {:key})").bind(e.payload).execute())
 })
 
 onBootstrap((e) => {

@@ -68,7 +68,7 @@ type Extension struct {
 	// Checks are the lines that `doctor` and the readiness probe show.
 	Checks []Check
 
-	// Metrics are read on demand; names start with satchel_<name>_ and end in their unit.
+	// Metrics are read on demand; names start with satchel_<name>_ and end in their unit. What is read must be cheap.
 	Metrics []Metric
 
 	// Commands adds commands to the command line.
@@ -138,12 +138,62 @@ func Tables(unix int64, what string, statements []string, tables ...string) Migr
 	}
 }
 
-// Metric is one number, read when somebody asks. Counter says that it only grows.
+// Columns is a migration that adds columns to a table, each by its definition, and drops them on the way down.
+func Columns(unix int64, what, table string, definitions ...string) Migration {
+	alter := func(app core.App, change string) error {
+		if _, err := app.NonconcurrentDB().NewQuery(`ALTER TABLE ` + table + ` ` + change).Execute(); err != nil {
+			return fmt.Errorf("alter %s: %w", table, err)
+		}
+		return nil
+	}
+	return Migration{
+		Unix: unix, What: what,
+		Up: func(app core.App) error {
+			for _, definition := range definitions {
+				if err := alter(app, `ADD COLUMN `+definition); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		Down: func(app core.App) error {
+			for _, definition := range definitions {
+				name, _, _ := strings.Cut(definition, " ")
+				if err := alter(app, `DROP COLUMN `+name); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
+// Metric is one number, or with Labels several, read when somebody asks. Counter says that it only grows.
 type Metric struct {
 	Name    string
 	Help    string
 	Counter bool
 	Read    func() float64
+
+	// Labels name what tells several numbers apart, and Series adds these, instead of Read. There are as many as the program
+	// knows values of the labels; none is a client's choice.
+	Labels []string
+	Series func(add func(Sample))
+}
+
+// Sample is one of several numbers of a metric, or a distribution if that is set, with a value for each label.
+type Sample struct {
+	Labels       []string
+	Value        float64
+	Distribution *Distribution
+}
+
+// Distribution is how often values were observed, and their sum. Buckets are, by upper bounds, the numbers of those that were
+// not larger.
+type Distribution struct {
+	Count   uint64
+	Sum     float64
+	Buckets map[float64]uint64
 }
 
 // Level orders the results of checks.

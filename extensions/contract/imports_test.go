@@ -26,7 +26,7 @@ func friends() map[string][]string {
 		"live":          {"rows"},
 		"oauth":         {"sessions"},
 		"operations":    {"audit", "idempotency"},
-		"push":          {"jobs", "live/channel"},
+		"push":          {"idempotency", "jobs", "live/channel"},
 		"sessions":      {"audit", "authcache"},
 		"sync":          {"rows", "records/body"},
 	}

@@ -81,6 +81,9 @@ func (s *service) detail(results []named) *detailJSON {
 	}
 	for _, x := range s.installed() {
 		for _, m := range x.Metrics {
+			if m.Read == nil { // several numbers; they are on the page for Prometheus
+				continue
+			}
 			// JSON has no form for the others.
 			if v := m.Read(); !math.IsNaN(v) && !math.IsInf(v, 0) {
 				d.Metrics[m.Name] = v

@@ -14,15 +14,29 @@ import (
 	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
 
+// fairEvery is of how many jobs one is that which was due first, whatever its priority, when there are more than the workers
+// can do: otherwise a stream of urgent jobs would keep the others waiting for ever.
+const fairEvery = 8
+
 // claim takes up to n jobs of the queue, and reports whether there may be more. What cannot be done now, because its lane
 // is busy or its kind unknown, is set aside so that the next claim does not read it again.
 func (j *Jobs) claim(tx core.App, q *queue, n int) (claimed []table.Row, more bool, err error) {
+	oldest := 0
+	if q.behind && j.only == 0 {
+		q.urgent += n
+		oldest, q.urgent = q.urgent/fairEvery, q.urgent%fairEvery
+	}
+	defer func() { q.behind = more }()
 	for len(claimed) < n {
-		part, err := table.Take(tx, table.Claim{Queue: q.name, Epoch: j.epoch, N: n - len(claimed), Only: j.only, Now: j.now(), Lease: lease})
+		c := table.Claim{Queue: q.name, Epoch: j.epoch, N: n - len(claimed), Only: j.only, Now: j.now(), Lease: lease}
+		if oldest > 0 {
+			c.N, c.Oldest, oldest = oldest, true, 0
+		}
+		part, err := table.Take(tx, c)
 		if err != nil || len(part) == 0 {
 			return claimed, false, err
 		}
-		full := len(part) == n-len(claimed)
+		full := len(part) == c.N
 		if part, err = j.setAside(tx, part); err != nil {
 			return nil, false, err
 		}

@@ -87,3 +87,26 @@ func TestSchedule(t *testing.T) {
 	}
 	fire(noon.Add(-time.Minute), noon.Add(time.Second), 1, 1) // the one that waits
 }
+
+// A time that was missed long ago is made up for at once, not when the next one comes.
+func TestScheduleMissedLongAgo(t *testing.T) {
+	f := start(t, Define(Spec[int]{Kind: "test.monthly", Queue: "later", Cron: "0 0 1 * *", CatchUp: true, Work: func(context.Context, *Job, int) error { return nil }}))
+	if err := f.jobs.stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Date(2026, 2, 10, 12, 0, 0, 0, time.UTC)
+	err := f.RunInTransaction(func(tx core.App) error {
+		if _, err := tx.NonconcurrentDB().NewQuery(`INSERT OR REPLACE INTO ` + table.Schedules + ` VALUES ('test.monthly', {:last})`).Bind(dbx.Params{"last": now.AddDate(0, -1, 0).UnixMilli()}).Execute(); err != nil {
+			return err
+		}
+		_, err := f.jobs.fire(tx, now)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var due int64
+	if err := f.DB().NewQuery("SELECT run_at FROM " + table.Queue).Row(&due); err != nil || !time.UnixMilli(due).Equal(time.Date(2026, 2, 1, 0, 0, 0, 0, time.UTC)) {
+		t.Errorf("due %s, %v", time.UnixMilli(due).UTC(), err)
+	}
+}

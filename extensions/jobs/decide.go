@@ -114,6 +114,9 @@ func (j *Jobs) replacement(found *table.Row, payload json.RawMessage) (text stri
 	return text, k.sealed, err
 }
 
+// Wake makes whoever works on jobs look at everything soon, after something was written to the tables past this package.
+func (j *Jobs) Wake() { j.hurry() }
+
 // Pause keeps jobs of a queue from being begun, and Resume lets them.
 func (j *Jobs) Pause(tx core.App, queue string) error { return table.Pause(tx, queue, j.now()) }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/cron"
 
+	"github.com/satchelbase/satchel/extensions/jobs/meter"
 	"github.com/satchelbase/satchel/extensions/jobs/schedule"
 	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
@@ -75,6 +76,7 @@ type Kind struct {
 	catchUp              bool
 	sealed, resumable    bool
 	zero                 string // the payload of scheduled jobs
+	meter                *meter.Meter
 	check                func(payload []byte) error
 	work                 func(ctx context.Context, job *Job) error
 	err                  error
@@ -86,7 +88,7 @@ var namePattern = regexp.MustCompile(`^[a-zA-Z0-9_.:-]{1,100}$`)
 func Define[In any](s Spec[In]) Kind {
 	k := Kind{
 		name: s.Kind, queue: s.Queue, priority: s.Priority, attempts: s.Attempts, timeout: s.Timeout, first: s.FirstWait, most: s.LongestWait,
-		perLane: s.PerLane, cron: s.Cron, catchUp: s.CatchUp, sealed: s.Sealed, resumable: s.Resumable,
+		perLane: s.PerLane, cron: s.Cron, catchUp: s.CatchUp, sealed: s.Sealed, resumable: s.Resumable, meter: meter.New(),
 	}
 	k.check = func(payload []byte) error {
 		_, err := decode[In](payload, true)

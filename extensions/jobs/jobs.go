@@ -14,9 +14,10 @@
 //
 // Settings: SATCHEL_JOBS_*. Tables: jobs_queue, jobs_history, jobs_keys, jobs_queues, jobs_schedules. Folder: jobs in the
 // data folder, with an empty file for each process. Route: GET /api/v1/jobs/{id}, for the owner. Operations for admins:
-// jobs.list, jobs.show, jobs.queues, jobs.retry, jobs.cancel, jobs.pause, jobs.resume. Commands: jobs. JavaScript hooks:
-// $jobs. What operators and scripts use, and mails, are packages below this one. Failure modes: a job that fails is tried again with growing waits and is dead when its attempts are used up;
-// dead jobs wait for somebody to retry, edit or cancel them, and the check "jobs" tells of them.
+// jobs.list, jobs.show, jobs.queues, jobs.retry, jobs.retryDead, jobs.cancel, jobs.pause, jobs.resume. Commands: jobs.
+// JavaScript hooks: $jobs. What operators and scripts use, and mails, are packages below this one. Failure modes: a job that
+// fails is tried again with growing waits and is dead when its attempts are used up; dead jobs wait for somebody to retry,
+// edit or cancel them, and the check "jobs" tells of them.
 package jobs
 
 import (
@@ -38,6 +39,7 @@ import (
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/internal/secret"
 	"github.com/satchelbase/satchel/extensions/internal/serial"
+	"github.com/satchelbase/satchel/extensions/jobs/meter"
 	"github.com/satchelbase/satchel/extensions/jobs/presence"
 	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
@@ -212,6 +214,15 @@ func (j *Jobs) Workers() map[string]int {
 	list := make(map[string]int, len(j.queues))
 	for name, q := range j.queues {
 		list[name] = q.workers
+	}
+	return list
+}
+
+// Meters is what was counted of the jobs of each kind that is declared.
+func (j *Jobs) Meters() map[string]*meter.Meter {
+	list := make(map[string]*meter.Meter, len(j.kinds))
+	for name, k := range j.kinds {
+		list[name] = k.meter
 	}
 	return list
 }

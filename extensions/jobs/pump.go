@@ -51,6 +51,8 @@ type queue struct {
 	jobs    chan *Job
 	taken   int          // claimed and not settled; the pump's alone, as the next one
 	freed   int          // of them, those that are being settled
+	behind  bool         // more jobs are ready than were claimed the last time
+	urgent  int          // claimed by their priority since one was claimed by its age, while behind
 	maybe   atomic.Bool  // there may be ready jobs
 	mean    atomic.Int64 // of run times, in nanoseconds; 0 is not known yet
 }
@@ -365,6 +367,7 @@ func (j *Jobs) settled() {
 			j.lower(r.at.UnixMilli())
 		}
 		j.count.ended.Add(1)
+		r.job.kind.meter.Ended(r.counted())
 		j.sinceSweep++
 	}
 	clear(j.pending)

@@ -12,6 +12,7 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
+	"github.com/satchelbase/satchel/extensions/jobs/meter"
 	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
 
@@ -28,9 +29,12 @@ type result struct {
 
 // execute makes one attempt, and hands over how it ended.
 func (j *Jobs) execute(q *queue, job *Job) {
+	job.kind.meter.Wait.Observe(j.now().Sub(job.DueAt))
 	begun := time.Now()
 	err := j.attempt(job)
-	q.observe(time.Since(begun))
+	took := time.Since(begun)
+	q.observe(took)
+	job.kind.meter.Run.Observe(took)
 	j.finished <- j.judge(job, err)
 	job.cancel(nil)
 }
@@ -122,6 +126,27 @@ func (k *Kind) backoff(attempts int) time.Duration {
 		wait = min(k.first<<shift, k.most)
 	}
 	return wait/2 + rand.N(wait/2+1) //nolint:gosec // nobody gains by guessing it
+}
+
+// counted is how the attempt is counted.
+func (r *result) counted() meter.Outcome {
+	switch {
+	case r.job.lost.Load():
+		return meter.Lost
+	case r.outcome == Scheduled && r.free:
+		return meter.Snoozed
+	case r.outcome == Scheduled:
+		return meter.Failed
+	case r.outcome == Succeeded:
+		return meter.Succeeded
+	case r.outcome == Dead:
+		return meter.Dead
+	case r.outcome == Cancelled:
+		return meter.Cancelled
+	case r.outcome == Expired:
+		return meter.Expired
+	}
+	return meter.Returned
 }
 
 // settle writes how attempts ended. It can be repeated: what was written is left alone the second time.

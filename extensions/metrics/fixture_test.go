@@ -34,8 +34,17 @@ func start(t testing.TB, o options) *apptest.App {
 	var list []extensions.Extension
 	installed := func() []extensions.Extension { return list }
 	zoo := extensions.Extension{
-		Name:    "zoo",
-		Metrics: []extensions.Metric{{Name: "satchel_zoo_animals_count", Help: "Animals.", Read: func() float64 { return 42 }}},
+		Name: "zoo",
+		Metrics: []extensions.Metric{
+			{Name: "satchel_zoo_animals_count", Help: "Animals.", Read: func() float64 { return 42 }},
+			{Name: "satchel_zoo_legs_total", Help: "Legs.", Counter: true, Labels: []string{"animal", "side"}, Series: func(add func(extensions.Sample)) {
+				add(extensions.Sample{Labels: []string{"ape", "left"}, Value: 1})
+				add(extensions.Sample{Labels: []string{"ant", "left"}, Value: 3})
+			}},
+			{Name: "satchel_zoo_sleep_seconds", Help: "Sleep.", Labels: []string{"animal"}, Series: func(add func(extensions.Sample)) {
+				add(extensions.Sample{Labels: []string{"cat"}, Distribution: &extensions.Distribution{Count: 3, Sum: 90, Buckets: map[float64]uint64{10: 1, 60: 2}}})
+			}},
+		},
 		Routes: func(g *router.RouterGroup[*core.RequestEvent]) {
 			g.GET("/fine/{animal}", func(e *core.RequestEvent) error { return e.NoContent(http.StatusNoContent) })
 			g.GET("/broken", func(*core.RequestEvent) error { return errors.New("boom") })

@@ -165,18 +165,31 @@ func (numbers) Describe(chan<- *prometheus.Desc) {}
 func (n numbers) Collect(out chan<- prometheus.Metric) {
 	for _, x := range n.installed() {
 		for _, m := range x.Metrics {
-			kind := prometheus.GaugeValue
-			if m.Counter {
-				kind = prometheus.CounterValue
+			desc := prometheus.NewDesc(m.Name, m.Help, m.Labels, nil)
+			add := func(s extensions.Sample) { out <- metric(desc, m.Counter, s) }
+			if m.Series != nil {
+				m.Series(add)
+			} else {
+				add(extensions.Sample{Value: m.Read()})
 			}
-			desc := prometheus.NewDesc(m.Name, m.Help, nil, nil)
-			metric, err := prometheus.NewConstMetric(desc, kind, m.Read())
-			if err != nil {
-				metric = prometheus.NewInvalidMetric(desc, err)
-			}
-			out <- metric
 		}
 	}
+}
+
+// metric is a sample as the page shows it.
+func metric(desc *prometheus.Desc, counter bool, s extensions.Sample) prometheus.Metric {
+	kind := prometheus.GaugeValue
+	if counter {
+		kind = prometheus.CounterValue
+	}
+	made, err := prometheus.NewConstMetric(desc, kind, s.Value, s.Labels...)
+	if d := s.Distribution; d != nil {
+		made, err = prometheus.NewConstHistogram(desc, d.Count, d.Sum, d.Buckets, s.Labels...)
+	}
+	if err != nil {
+		return prometheus.NewInvalidMetric(desc, err)
+	}
+	return made
 }
 
 // errorLog passes on what goes wrong while a page is made.

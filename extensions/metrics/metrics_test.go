@@ -59,6 +59,9 @@ func TestPage(t *testing.T) {
 		`satchel_metrics_errors_total{method="GET",route="/api/collections/{collection}/records/{id}",status="404"} 2`,
 		`satchel_metrics_errors_total{method="GET",route="/api/v1/zoo/abort",status="499"} 1`,
 		`satchel_zoo_animals_count 42`, `# TYPE satchel_zoo_animals_count gauge`,
+		`satchel_zoo_legs_total{animal="ape",side="left"} 1`, `satchel_zoo_legs_total{animal="ant",side="left"} 3`, `# TYPE satchel_zoo_legs_total counter`,
+		`satchel_zoo_sleep_seconds_bucket{animal="cat",le="60"} 2`, `satchel_zoo_sleep_seconds_bucket{animal="cat",le="+Inf"} 3`,
+		`satchel_zoo_sleep_seconds_sum{animal="cat"} 90`, `# TYPE satchel_zoo_sleep_seconds histogram`,
 		`satchel_api_requests_in_flight_count 1`, `satchel_metrics_series_count 7`,
 		`# TYPE go_goroutines gauge`, `# TYPE process_resident_memory_bytes gauge`,
 	)

@@ -50,6 +50,7 @@ type invocation struct {
 	call      *Call
 	trusted   bool // the caller need not pass the rule: an admin, a key, or the app itself
 	begun     bool
+	failed    error // of steps
 }
 
 // body is the input as rules see it in @request.body.

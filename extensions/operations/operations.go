@@ -80,7 +80,7 @@ type Callers struct {
 	Role  string // admins with at least this role may call, too; their calls do not pass Rule
 	Scope bool   // API keys with the scope "operations:<name>" may call, too; their calls do not pass Rule
 
-	Recent   bool // only users who have shown a credential lately
+	Recent   bool // only accounts that have shown a credential lately, those of admins included
 	Attested bool // only from an attested app
 }
 

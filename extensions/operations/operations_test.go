@@ -104,6 +104,7 @@ func set() *operations.Operations {
 		define("staff", func(s *operations.Spec[order, receipt]) { s.Callers.Role, s.Callers.Rule = "support", "id = ''" }),
 		define("key", func(s *operations.Spec[order, receipt]) { s.Callers.Scope = true }),
 		define("recent", func(s *operations.Spec[order, receipt]) { s.Callers.Recent = true }),
+		define("recentStaff", func(s *operations.Spec[order, receipt]) { s.Callers.Recent, s.Callers.Role = true, "owner" }),
 		define("attested", func(s *operations.Spec[order, receipt]) { s.Callers.Attested = true }),
 		define("limited", func(s *operations.Spec[order, receipt]) { s.Limit = operations.Limit{Count: 2, Per: time.Hour} }),
 	}, []operations.Operation{
@@ -222,6 +223,8 @@ func TestCalls(t *testing.T) {
 		{Name: "key", Request: call("key", tea, "X-Key", "operations:probe.key"), Status: 200},
 		{Name: "not recent", Request: call("recent", tea), Before: as("ann"), Status: 403},
 		{Name: "recent", Request: call("recent", tea, "X-Recent", "1"), Before: as("ann"), Status: 200},
+		{Name: "staff that is not recent", Request: call("recentStaff", tea), Before: as("root"), Status: 403},
+		{Name: "staff that is recent", Request: call("recentStaff", tea, "X-Recent", "1"), Before: as("root"), Status: 200},
 		{Name: "not attested", Request: call("attested", tea), Before: as("ann"), Status: 401},
 		{Name: "attested", Request: call("attested", tea, "X-Attested", "1"), Before: as("ann"), Status: 200},
 	})
@@ -339,7 +342,7 @@ func TestDescriptions(t *testing.T) {
 			continue
 		}
 		var answer struct{ Data []operations.Description }
-		if err := json.Unmarshal(got.Body, &answer); err != nil || len(answer.Data) != 10 || answer.Data[0].Name != "probe.attested" {
+		if err := json.Unmarshal(got.Body, &answer); err != nil || len(answer.Data) != 11 || answer.Data[0].Name != "probe.attested" {
 			t.Fatalf("%s: %v", got.Body, err)
 		}
 		if s := string(answer.Data[0].Input); !strings.Contains(s, `"additionalProperties":false`) || !strings.Contains(s, `"required":["item"]`) {

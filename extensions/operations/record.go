@@ -17,15 +17,22 @@ import (
 func (o *Operations) watch(e *core.RequestEvent) error {
 	op := o.find(e.Request)
 	err := e.Next()
-	if op == nil || err == nil {
+	if op == nil {
 		return err
 	}
 	i, prepared := e.Get(invocationKey).(*invocation)
 	if !prepared {
 		i = &invocation{operation: op, call: &Call{Event: e, Auth: e.Auth, ctx: e.Request.Context()}}
 	}
-	if outcome := o.outcome(e, i, err); outcome != "" {
-		if auditErr := o.record(e.App, i, outcome, err); auditErr != nil {
+	failed := err
+	if failed == nil { // a failure can be an answer that is kept for the key
+		failed = i.failed
+	}
+	if failed == nil {
+		return nil
+	}
+	if outcome := o.outcome(e, i, failed); outcome != "" {
+		if auditErr := o.record(e.App, i, outcome, failed); auditErr != nil {
 			return auditErr
 		}
 	}

@@ -221,7 +221,7 @@ func (o *Operations) admit(e *core.RequestEvent, i *invocation, caller string) e
 			return err
 		}
 	}
-	if i.operation.Recent && !i.trusted {
+	if i.operation.Recent && e.Auth != nil {
 		return o.deps.Recent(e)
 	}
 	return nil
@@ -281,6 +281,7 @@ func (o *Operations) take(e *core.RequestEvent, i *invocation) error {
 	}
 	out, err := i.operation.steps(i.call, steps, i.input)
 	if err != nil {
+		i.failed = err
 		return err
 	}
 	return steps.Finish(func(tx core.App) error {

@@ -2,7 +2,7 @@
 // senders; package sender is the interface to them, package device knows whom they can reach, package outbox sends messages and
 // keeps account of what became of it, and package trigger does so when records change.
 //
-// Settings: SATCHEL_PUSH_*. Tables: push_credentials and those of packages device and outbox. Collection: the inbox, if
+// Settings: SATCHEL_PUSH_*. Tables: push_credentials and those of packages device, outbox and wording. Collection: the inbox, if
 // SATCHEL_PUSH_INBOX names one. Commands: satchel push. Operations: push.send and others. Without credentials and messages
 // it does nothing and costs nothing. A provider that is down costs its own pushes alone: calls have deadlines and breakers.
 package push
@@ -37,6 +37,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/push/outbox"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 	"github.com/satchelbase/satchel/extensions/push/trigger"
+	"github.com/satchelbase/satchel/extensions/push/wording"
 )
 
 // Config is read from SATCHEL_PUSH_*. Credentials are none of it: satchel push connect takes them.
@@ -168,7 +169,7 @@ type Deps struct {
 	// Leader reports whether this process follows changes. Nil is yes.
 	Leader func() bool
 
-	// Templates are texts that messages may name, Triggers what happens when records change, Hints who is told to sync then.
+	// Templates are texts that messages may name, unless admins save others in their place, Triggers what happens when records change, Hints who is told to sync then.
 	Templates []message.Template
 	Triggers  func(o *outbox.Outbox) []trigger.Trigger
 	Hints     []hint.Hint
@@ -191,6 +192,7 @@ type Push struct {
 	keeper *credentials.Keeper
 
 	devices  *device.Registry
+	wording  *wording.Wording
 	outbox   *outbox.Outbox
 	triggers *trigger.Triggers
 }
@@ -203,13 +205,13 @@ func New(cfg Config, deps Deps) *Push {
 	o, _ := cfg.registry() // it was validated
 	o.Families, o.Categories = slices.Concat(deps.Topics, o.Families), slices.Concat(deps.Categories, o.Categories)
 	devices := device.New(o, device.Deps{Vault: deps.Vault, Connected: connected, Ended: deps.Ended, Over: deps.Over, Endings: deps.Endings, Acting: deps.Acting})
-	p := &Push{cfg: cfg, deps: deps, devices: devices, keeper: credentials.New(deps.Vault, credentials.Options{
+	p := &Push{cfg: cfg, deps: deps, devices: devices, wording: wording.New(deps.Templates), keeper: credentials.New(deps.Vault, credentials.Options{
 		Size: cfg.Concurrency, APNs: cfg.APNsEndpoint, APNsSandbox: cfg.APNsSandboxEndpoint, FCM: cfg.FCMEndpoint, Expo: cfg.ExpoEndpoint,
 	})}
 	p.outbox = outbox.New(outbox.Config{Keep: cfg.Keep, KeepSums: cfg.KeepMessages, Inbox: inbox.Options{
 		Name: cfg.Inbox, Keep: cfg.InboxKeep, Entries: cfg.InboxEntries, Hooks: cfg.InboxHooks,
 	}}, outbox.Deps{
-		Jobs: deps.Jobs, Devices: devices, Vault: deps.Vault, Sender: p.Sender, Live: deps.Live, Templates: deps.Templates,
+		Jobs: deps.Jobs, Devices: devices, Vault: deps.Vault, Sender: p.Sender, Live: deps.Live, Template: p.wording.Texts,
 	})
 	var list []trigger.Trigger
 	if deps.Triggers != nil {
@@ -233,19 +235,22 @@ func (p *Push) Devices() *device.Registry { return p.devices }
 // Outbox sends messages.
 func (p *Push) Outbox() *outbox.Outbox { return p.outbox }
 
-// Operations are those of messages.
-func (p *Push) Operations() []operations.Operation { return console.Operations(p.outbox) }
+// Operations are those of messages, of their templates, and of credentials.
+func (p *Push) Operations() []operations.Operation {
+	return slices.Concat(console.Operations(p.outbox), p.wording.Operations(), p.connections())
+}
 
 // Extension is the feature for the list in main.go. It must come behind that of the jobs.
 func (p *Push) Extension() extensions.Extension {
 	return extensions.Extension{
 		Name:       "push",
 		Settings:   p.cfg,
-		Codes:      slices.Concat(device.Codes(), outbox.Codes()),
-		Tables:     slices.Concat([]string{credentials.Table, trigger.Table}, device.Tables(), outbox.Tables()),
-		Migrations: slices.Concat([]extensions.Migration{extensions.Tables(1795504000, "create_credentials", credentials.Statements(), credentials.Table)}, device.Migrations(1795505000), outbox.Migrations(), []extensions.Migration{trigger.Migration(1795512000)}),
+		Codes:      slices.Concat(device.Codes(), outbox.Codes(), wording.Codes(), []*extensions.Code{ErrRefused}),
+		Tables:     slices.Concat([]string{credentials.Table, trigger.Table}, device.Tables(), outbox.Tables(), wording.Tables()),
+		Migrations: slices.Concat([]extensions.Migration{extensions.Tables(1795504000, "create_credentials", credentials.Statements(), credentials.Table)}, device.Migrations(1795505000), outbox.Migrations(), wording.Migrations(), []extensions.Migration{trigger.Migration(1795512000)}),
 		Bind: func(h *extensions.Host) error {
-			return errors.Join(p.devices.Bind(h), p.outbox.Bind(h), p.triggers.Bind(h))
+			p.outbox.Bind(h)
+			return errors.Join(p.devices.Bind(h), p.wording.Bind(h), p.triggers.Bind(h))
 		},
 		Routes: func(g *router.RouterGroup[*core.RequestEvent]) {
 			p.devices.Routes(g)
@@ -262,8 +267,13 @@ func (p *Push) Extension() extensions.Extension {
 			p.keeper.Close()
 			return errors.Join(err, p.devices.Stop(ctx))
 		},
-		Checks:   []extensions.Check{{Name: "push", Run: check}, {Name: "push devices", Run: p.devices.Check}, {Name: "push triggers", Run: p.triggers.Check}},
-		Metrics:  p.devices.Metrics(),
+		Checks: []extensions.Check{
+			{Name: "push", Run: check},
+			{Name: "push devices", Run: p.devices.Check},
+			{Name: "push triggers", Run: p.triggers.Check},
+			{Name: "push templates", Run: p.wording.Check},
+		},
+		Metrics:  slices.Concat(p.devices.Metrics(), p.outbox.Metrics()),
 		Commands: func(h *extensions.Host) []*cobra.Command { return []*cobra.Command{p.command(h)} },
 	}
 }

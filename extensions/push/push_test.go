@@ -12,12 +12,16 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 
 	"github.com/satchelbase/satchel/extensions"
+	"github.com/satchelbase/satchel/extensions/api"
+	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/cli"
+	"github.com/satchelbase/satchel/extensions/idempotency"
 	"github.com/satchelbase/satchel/extensions/internal/apptest"
 	"github.com/satchelbase/satchel/extensions/internal/secret"
 	"github.com/satchelbase/satchel/extensions/internal/stubs/apns"
 	"github.com/satchelbase/satchel/extensions/internal/stubs/loopback"
 	"github.com/satchelbase/satchel/extensions/jobs"
+	"github.com/satchelbase/satchel/extensions/operations"
 	"github.com/satchelbase/satchel/extensions/push"
 	"github.com/satchelbase/satchel/extensions/push/credentials"
 	"github.com/satchelbase/satchel/extensions/push/sender"
@@ -31,6 +35,7 @@ type fixture struct {
 	stub    *apns.Server
 	dir     string
 	audited []string
+	stale   bool // nobody has signed in lately
 }
 
 func start(t *testing.T) *fixture {
@@ -56,7 +61,23 @@ func start(t *testing.T) *fixture {
 			return err
 		},
 	})
-	f.App = apptest.New(t, queue.Extension(jobs.Deps{Vault: vault}), f.push.Extension())
+	ops := operations.New()
+	ops.Add(f.push.Operations())
+	f.App = apptest.New(t, api.New(settings.Defaults[api.Config]()), queue.Extension(jobs.Deps{Vault: vault}),
+		ops.Extension(operations.Deps{
+			Recent: func(*core.RequestEvent) error {
+				if f.stale {
+					return api.ErrForbidden
+				}
+				return nil
+			},
+			Audit: func(_ core.App, e audit.Entry) error {
+				text, err := json.Marshal(e.Details)
+				f.audited = append(f.audited, e.Action+" "+e.Outcome+" "+string(text))
+				return err
+			},
+		}),
+		idempotency.New(settings.Defaults[idempotency.Config](), idempotency.Deps{Route: ops.Policy, Before: ops.Prepare}), f.push.Extension())
 	return f
 }
 

@@ -107,12 +107,28 @@ func queuesCommand(j *jobs.Jobs, h *extensions.Host) *cobra.Command {
 	}
 }
 
+const (
+	// atOnce is how many dead jobs one transaction makes due, so that others do not wait for it, and pause lets them write
+	// in between.
+	atOnce    = 500
+	betweenIt = 20 * time.Millisecond
+)
+
 func retryCommand(j *jobs.Jobs, h *extensions.Host) *cobra.Command {
-	var payload string
+	var payload, kind, state string
+	var limit int
 	c := &cobra.Command{
-		Use: "retry ID", Short: "Make a dead or scheduled job due now", Args: cobra.ExactArgs(1),
-		Example: "satchel jobs retry 1hge3kdfm0ar\nsatchel jobs retry 1hge3kdfm0ar --payload '{\"user\":\"4nx0q2c1v8hzr5t\"}'",
+		Use: "retry [ID]", Short: "Make a dead or scheduled job due now, or the dead ones of a kind", Args: cobra.MaximumNArgs(1),
+		Example: "satchel jobs retry 1hge3kdfm0ar\nsatchel jobs retry 1hge3kdfm0ar --payload '{\"user\":\"4nx0q2c1v8hzr5t\"}'\n" +
+			"satchel jobs retry --kind jobs.mail --state dead --limit 5000",
 		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case kind == "" && state == "" && len(args) == 1:
+			case kind != "" && state == "dead" && len(args) == 0 && payload == "" && limit > 0:
+				return retryKind(cmd, j, h, kind, limit)
+			default:
+				return cli.Fail(cli.ExitUsage, "it is not clear what to retry", "name a job, or the dead ones of a kind, which are given what they were given", "satchel jobs retry --kind jobs.mail --state dead")
+			}
 			var edited json.RawMessage
 			if payload != "" {
 				edited = json.RawMessage(payload)
@@ -124,7 +140,45 @@ func retryCommand(j *jobs.Jobs, h *extensions.Host) *cobra.Command {
 		},
 	}
 	c.Flags().StringVar(&payload, "payload", "", "JSON that the job is given instead")
+	c.Flags().StringVar(&kind, "kind", "", "all jobs of this kind, with --state dead")
+	c.Flags().StringVar(&state, "state", "", "dead, with --kind")
+	c.Flags().IntVar(&limit, "limit", 1000, "how many jobs of the kind at most, those first that died first")
 	return c
+}
+
+// retryKind makes the dead jobs of a kind due, some hundred in a transaction.
+func retryKind(cmd *cobra.Command, j *jobs.Jobs, h *extensions.Host, kind string, limit int) error {
+	var sum table.Revived
+	for {
+		r, err := retryDead(h.App, j, kind, min(limit-sum.Retried, atOnce))
+		if err != nil {
+			return err
+		}
+		done := r.Retried
+		r.Retried += sum.Retried
+		if sum = r; done == 0 || sum.Retried >= limit || sum.Dead == sum.Blocked {
+			break
+		}
+		select {
+		case <-cmd.Context().Done():
+			return cmd.Context().Err()
+		case <-time.After(betweenIt):
+		}
+	}
+	if sum.Retried == 0 && sum.Dead == 0 {
+		return cli.Fail(cli.ExitError, "nothing was changed", "no job of the kind "+kind+" is dead", "satchel jobs list --state dead")
+	}
+	if cli.JSON(cmd) {
+		return json.NewEncoder(cmd.OutOrStdout()).Encode(sum)
+	}
+	_, err := fmt.Fprintf(cmd.OutOrStdout(), "%d jobs of the kind %s are due now, and %d are dead still", sum.Retried, kind, sum.Dead)
+	if err == nil && sum.Blocked > 0 {
+		_, err = fmt.Fprintf(cmd.OutOrStdout(), ", %d of these because another job has their key", sum.Blocked)
+	}
+	if err == nil {
+		_, err = fmt.Fprintln(cmd.OutOrStdout(), ".")
+	}
+	return err
 }
 
 func cancelCommand(j *jobs.Jobs, h *extensions.Host) *cobra.Command {
@@ -143,12 +197,8 @@ func pauseCommand(j *jobs.Jobs, h *extensions.Host, verb, short string) *cobra.C
 	return &cobra.Command{
 		Use: verb + " QUEUE", Short: short, Args: cobra.ExactArgs(1), Example: "satchel jobs " + verb + " mail",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			do := j.Pause
-			if verb == "resume" {
-				do = j.Resume
-			}
-			if err := do(h.App, args[0]); err != nil {
-				return err
+			if err := pause(h.App, j, args[0], verb == "pause"); err != nil {
+				return explained(err)
 			}
 			return said(cmd, verb+"d", args[0], "The queue %s is "+verb+"d.\n")
 		},
@@ -168,16 +218,20 @@ func explained(err error) error {
 	if errors.Is(err, jobs.ErrNotFound) || errors.Is(err, api.ErrNotFound) {
 		return cli.Fail(cli.ExitError, "there is no such job", "no job in the queue or the history has the id", "satchel jobs list")
 	}
+	if p, ok := errors.AsType[*api.Problem](err); ok && errors.Is(err, ErrNoQueue) {
+		return cli.Fail(cli.ExitUsage, "there is no such queue", p.Detail, "satchel jobs queues")
+	}
 	if code, ok := errors.AsType[*extensions.Code](err); ok {
 		return cli.Fail(cli.ExitError, "nothing was changed", code.Title, "satchel jobs list shows the states")
 	}
 	return err
 }
 
-// Extend adds the command, the check and the metrics to the extension of the queue.
+// Extend adds the command, the check, the code and the metrics to the extension of the queue.
 func Extend(x extensions.Extension, j *jobs.Jobs) extensions.Extension {
 	x.Commands = func(h *extensions.Host) []*cobra.Command { return []*cobra.Command{command(j, h)} }
 	x.Checks = append(x.Checks, extensions.Check{Name: "jobs", Run: check})
+	x.Codes = append(x.Codes, ErrNoQueue)
 	x.Metrics = append(x.Metrics, metrics(j)...)
 	return x
 }

@@ -1,6 +1,7 @@
 package console
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"time"
@@ -21,6 +22,11 @@ type target struct {
 type retryInput struct {
 	ID      string          `json:"id" minLength:"1" maxLength:"20"`
 	Payload json.RawMessage `json:"payload,omitempty" description:"what the job is given instead"`
+}
+
+type revival struct {
+	Kind  string `json:"kind" minLength:"1" maxLength:"100"`
+	Limit int    `json:"limit,omitempty" minimum:"1" maximum:"1000" description:"how many at most; 500 by default"`
 }
 
 type queueInput struct {
@@ -51,6 +57,15 @@ func Operations(j *jobs.Jobs) []operations.Operation {
 				return decided(c.App, in.ID, j.Retry(c.App, in.ID, in.Payload))
 			},
 		}),
+		operations.Define(operations.Spec[revival, table.Revived]{
+			Name: "jobs.retryDead", Summary: "Make the dead jobs of a kind due now, as many as the limit says, the oldest first", KeyOptional: true, Callers: callers,
+			Audit: []string{"kind"},
+			Do: func(c *operations.Call, in revival) (table.Revived, error) {
+				r, err := retryDead(c.App, j, in.Kind, cmp.Or(in.Limit, atOnce))
+				c.Detail("retried", r.Retried)
+				return r, err
+			},
+		}),
 		operations.Define(operations.Spec[target, table.View]{
 			Name: "jobs.cancel", Summary: "End a job that has not ended, also one that is running", KeyOptional: true, Callers: callers,
 			Audit: []string{"id"}, Codes: []*extensions.Code{jobs.ErrNotWaiting},
@@ -60,8 +75,9 @@ func Operations(j *jobs.Jobs) []operations.Operation {
 		}),
 		operations.Define(operations.Spec[queueInput, []table.QueueView]{
 			Name: "jobs.pause", Summary: "Begin no more jobs of a queue", KeyOptional: true, Callers: callers, Audit: []string{"queue"},
+			Codes: []*extensions.Code{ErrNoQueue},
 			Do: func(c *operations.Call, in queueInput) ([]table.QueueView, error) {
-				if err := j.Pause(c.App, in.Queue); err != nil {
+				if err := pause(c.App, j, in.Queue, true); err != nil {
 					return nil, err
 				}
 				return overview(c.App, j)
@@ -69,8 +85,9 @@ func Operations(j *jobs.Jobs) []operations.Operation {
 		}),
 		operations.Define(operations.Spec[queueInput, []table.QueueView]{
 			Name: "jobs.resume", Summary: "Begin jobs of a paused queue again", KeyOptional: true, Callers: callers, Audit: []string{"queue"},
+			Codes: []*extensions.Code{ErrNoQueue},
 			Do: func(c *operations.Call, in queueInput) ([]table.QueueView, error) {
-				if err := j.Resume(c.App, in.Queue); err != nil {
+				if err := pause(c.App, j, in.Queue, false); err != nil {
 					return nil, err
 				}
 				return overview(c.App, j)

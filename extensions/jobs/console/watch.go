@@ -17,7 +17,7 @@ func metrics(j *jobs.Jobs) []extensions.Metric {
 			return number(j, fmt.Sprintf(`SELECT count(*) FROM %s WHERE state = %d`, table.Queue, state))
 		}
 	}
-	return []extensions.Metric{
+	return append(byKind(j), []extensions.Metric{
 		{Name: "satchel_jobs_oldest_seconds", Help: "How long the oldest ready job has been waiting.", Read: func() float64 { return oldest(j) }},
 		{Name: "satchel_jobs_ready_count", Help: "Jobs that are due and wait for a worker.", Read: count(table.IsReady)},
 		{Name: "satchel_jobs_scheduled_count", Help: "Jobs that wait for their time.", Read: count(table.IsScheduled)},
@@ -25,7 +25,7 @@ func metrics(j *jobs.Jobs) []extensions.Metric {
 		{Name: "satchel_jobs_dead_count", Help: "Jobs that have failed for good and wait for a decision.", Read: count(table.IsDead)},
 		{Name: "satchel_jobs_attempts_total", Help: "Attempts that have ended.", Counter: true, Read: func() float64 { ended, _ := j.Attempts(); return float64(ended) }},
 		{Name: "satchel_jobs_failed_attempts_total", Help: "Attempts that have failed.", Counter: true, Read: func() float64 { _, failed := j.Attempts(); return float64(failed) }},
-	}
+	}...)
 }
 
 func number(j *jobs.Jobs, query string) float64 {

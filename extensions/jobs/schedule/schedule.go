@@ -1,4 +1,4 @@
-// Package schedule tells when a cron expression comes next.
+// Package schedule tells when a cron expression comes next, and which of its times have come.
 package schedule
 
 import (

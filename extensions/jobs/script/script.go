@@ -35,9 +35,16 @@ type Event struct {
 // Tags lets handlers say which kind they are for.
 func (e *Event) Tags() []string { return []string{e.Kind} }
 
-// Once does a step in a transaction, in all attempts together once.
-func (e *Event) Once(step string, fn func(tx core.App) error) error {
-	return e.job.Once(e.App, step, fn)
+// Once does a step in a transaction, in all attempts together once. What the function returns is nothing to it, unless
+// that is an error.
+func (e *Event) Once(step string, fn func(tx core.App) (any, error)) error {
+	return e.job.Once(e.App, step, func(tx core.App) error {
+		value, err := fn(tx)
+		if returned, is := value.(error); is && err == nil {
+			return returned
+		}
+		return err
+	})
 }
 
 // Progress says how much is done.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/pocketbase/dbx"
@@ -16,25 +17,32 @@ import (
 // the cause.
 const crashesAtOnce = 3
 
-// Claim says which jobs a process takes: up to N of the queue, or Only the one with the id, also of a paused queue.
+// Claim says which jobs a process takes: up to N of the queue, the most urgent or the Oldest ones, or Only the one with the id,
+// also of a paused queue.
 type Claim struct {
 	Queue, Epoch string
 	N            int
+	Oldest       bool
 	Only         int64
 	Now          time.Time
 	Lease        time.Duration
 }
 
-// Take marks the most urgent ready jobs as running in the process, in one statement that reads no more rows than it takes.
+// Take marks ready jobs as running in the process, in one statement. Of the most urgent it reads no more rows than it takes, of
+// the oldest as many of each priority.
 func Take(tx core.App, c Claim) (list []Row, err error) {
 	params := dbx.Params{"epoch": c.Epoch, "lease": c.Now.Add(c.Lease).UnixMilli(), "now": c.Now.UnixMilli(), "queue": c.Queue, "n": c.N}
 	where := `state = 0 AND queue = {:queue} AND NOT EXISTS (SELECT 1 FROM ` + Paused + ` WHERE name = {:queue} AND paused_at > 0)`
 	if c.Only != 0 {
 		where, params["only"] = `state = 0 AND queue = {:queue} AND id = {:only}`, c.Only
 	}
+	chosen := `SELECT id FROM ` + Queue + ` WHERE ` + where + ` ORDER BY priority, run_at, id LIMIT {:n}`
+	if c.Oldest {
+		chosen = Oldest(where)
+	}
 	err = tx.NonconcurrentDB().NewQuery(`UPDATE ` + Queue + ` SET state = 1, attempt = attempt + 1, epoch = {:epoch}, lease_until = {:lease},
 			started_at = CASE started_at WHEN 0 THEN {:now} ELSE started_at END
-		WHERE id IN (SELECT id FROM ` + Queue + ` WHERE ` + where + ` ORDER BY priority, run_at, id LIMIT {:n})
+		WHERE id IN (` + chosen + `)
 		RETURNING id, queue, kind, priority, run_at, expires_at, attempt, max_attempts, lane, owner_collection, owner, request, payload, sealed, cancelled,
 			position, steps, done, total`).Bind(params).All(&list)
 	if err != nil {
@@ -44,6 +52,19 @@ func Take(tx core.App, c Claim) (list []Row, err error) {
 		return cmp.Or(cmp.Compare(a.Priority, b.Priority), cmp.Compare(a.RunAt, b.RunAt), cmp.Compare(a.ID, b.ID))
 	})
 	return list, nil
+}
+
+// Priorities are 1 to lastPriority.
+const lastPriority = 9
+
+// Oldest selects the {:n} jobs that were due first, whatever their priority, by the index of the most urgent ones: the first of each
+// priority, and of these the first.
+func Oldest(where string) string {
+	var all []string
+	for p := 1; p <= lastPriority; p++ {
+		all = append(all, fmt.Sprintf(`SELECT * FROM (SELECT id, run_at FROM %s WHERE %s AND priority = %d ORDER BY run_at, id LIMIT {:n})`, Queue, where, p))
+	}
+	return `SELECT id FROM (` + strings.Join(all, ` UNION ALL `) + `) ORDER BY run_at, id LIMIT {:n}`
 }
 
 // Hold sets claimed jobs aside.

@@ -118,6 +118,44 @@ func Retry(tx core.App, id int64, payload string, sealed bool, now time.Time) er
 	return nil
 }
 
+// Revived is what became of the dead jobs of a kind: how many are due again, how many are dead still, and how many of these
+// have a key that another job has.
+type Revived struct {
+	Retried int `json:"retried"`
+	Dead    int `json:"dead"`
+	Blocked int `json:"blocked"`
+}
+
+// taken is a dead job d whose key another job has that has not ended.
+const taken = `(d.unique_key <> '' AND EXISTS (SELECT 1 FROM ` + Queue + ` AS o WHERE o.kind = d.kind AND o.unique_key = d.unique_key AND o.unique_key <> '' AND o.state <> 3))`
+
+// RetryDead makes up to n dead jobs of a kind due now, those first that died first, with other attempts.
+func RetryDead(tx core.App, kind string, n int, now time.Time) (r Revived, err error) {
+	params := dbx.Params{"kind": kind, "n": n, "now": now.UnixMilli()}
+	var retried []int64
+	// Of two with the same key the first one lives.
+	err = tx.NonconcurrentDB().NewQuery(`UPDATE OR IGNORE ` + Queue + ` SET state = 0, run_at = {:now}, attempt = 0, finished_at = 0, cancelled = 0, expires_at = 0
+		WHERE id IN (SELECT id FROM ` + Queue + ` AS d WHERE state = 3 AND kind = {:kind} AND NOT ` + taken + ` ORDER BY finished_at LIMIT {:n}) RETURNING id`).
+		Bind(params).Column(&retried)
+	if err != nil {
+		return r, fmt.Errorf("retry dead jobs: %w", err)
+	}
+	r.Retried = len(retried)
+	err = tx.NonconcurrentDB().NewQuery(`SELECT count(*), coalesce(sum(`+taken+`), 0) FROM `+Queue+` AS d WHERE state = 3 AND kind = {:kind}`).Bind(params).Row(&r.Dead, &r.Blocked)
+	if err != nil {
+		return r, fmt.Errorf("count dead jobs: %w", err)
+	}
+	return r, nil
+}
+
+// Queues lists those that have jobs, or are paused.
+func Queues(app core.App) (names []string, err error) {
+	if err := app.DB().NewQuery(`SELECT queue FROM ` + Queue + ` UNION SELECT name FROM ` + Paused).Column(&names); err != nil {
+		return nil, fmt.Errorf("list queues: %w", err)
+	}
+	return names, nil
+}
+
 // Pause keeps jobs of a queue from being claimed.
 func Pause(tx core.App, queue string, now time.Time) error {
 	_, err := tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + Paused + ` (name, paused_at) VALUES ({:queue}, {:now}) ON CONFLICT DO NOTHING`).

@@ -116,6 +116,23 @@ func List(app core.App, f Filter) (Page, error) {
 	return page, nil
 }
 
+// KindCount is how many jobs of a kind are in a state, and when the first of them was due, in Unix milliseconds.
+type KindCount struct {
+	Kind  string `db:"kind"`
+	State int    `db:"state"`
+	N     int    `db:"n"`
+	First int64  `db:"first"`
+}
+
+// CountKinds counts the jobs of each kind. It reads the whole queue.
+func CountKinds(app core.App) (list []KindCount, err error) {
+	err = app.ConcurrentDB().NewQuery(`SELECT kind, state, count(*) AS n, min(run_at) AS first FROM ` + Queue + ` GROUP BY kind, state`).All(&list)
+	if err != nil {
+		return nil, fmt.Errorf("count jobs of kinds: %w", err)
+	}
+	return list, nil
+}
+
 // Overview counts the jobs of each queue.
 func Overview(app core.App, now time.Time, workers map[string]int) ([]QueueView, error) {
 	var counts []struct {

@@ -4,6 +4,8 @@ package console
 import (
 	"errors"
 
+	"github.com/pocketbase/pocketbase/core"
+
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/operations"
@@ -28,24 +30,25 @@ type Draft struct {
 
 // Preview is what somebody with a locale would read.
 type Preview struct {
-	Locale string `json:"locale"` // of the text that is used
+	Locale  string `json:"locale"`          // of the text that is used
+	Version int    `json:"templateVersion"` // 0 is what the program declares, or the request
 	template.Text
 }
 
-func preview(o *outbox.Outbox, in Draft) (Preview, error) {
+func preview(app core.App, o *outbox.Outbox, in Draft) (Preview, error) {
 	m := message.Message{Title: in.Title, Body: in.Body, Texts: in.Texts, Template: in.Template}
-	set, err := o.Resolve(&m)
+	set, err := o.Resolve(app, &m)
 	if err == nil && set == nil {
-		err = errors.New("texts: there is nothing to show")
+		err = outbox.Invalid(errors.New("texts: there is nothing to show"))
 	}
 	if err != nil {
-		return Preview{}, outbox.Invalid(err)
+		return Preview{}, err
 	}
 	text, err := set.Render(in.Locale, in.Values)
 	if err != nil {
 		return Preview{}, outbox.Invalid(err)
 	}
-	return Preview{set.Locale(in.Locale), text}, nil
+	return Preview{set.Locale(in.Locale), m.Version, text}, nil
 }
 
 // Operations are for admins, for API keys with their scopes, and for hooks.
@@ -79,7 +82,7 @@ func Operations(o *outbox.Outbox) []operations.Operation {
 		}),
 		operations.Define(operations.Spec[Draft, Preview]{
 			Name: "push.preview", Summary: "Show what somebody with a locale would read", KeyOptional: true, Callers: readers,
-			Do: func(_ *operations.Call, in Draft) (Preview, error) { return preview(o, in) },
+			Do: func(c *operations.Call, in Draft) (Preview, error) { return preview(c.App, o, in) },
 		}),
 	}
 }

@@ -35,6 +35,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/internal/secret"
+	"github.com/satchelbase/satchel/extensions/internal/tally"
 	"github.com/satchelbase/satchel/extensions/live/channel"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 )
@@ -214,10 +215,25 @@ func (r *Registry) Stop(ctx context.Context) error {
 // Metrics are those of the registry.
 func (r *Registry) Metrics() []extensions.Metric {
 	counter := func(n *atomic.Uint64) func() float64 { return func() float64 { return float64(n.Load()) } }
+	var kept tally.Kept[[]platform]
+	living := func() []platform {
+		if r.app == nil || !r.app.IsBootstrapped() {
+			return nil
+		}
+		return kept.Get(func() ([]platform, error) { return platforms(r.app) })
+	}
 	return []extensions.Metric{
 		{Name: "satchel_push_devices_count", Help: "Devices that can be sent to.", Read: func() float64 {
-			n, _ := r.count() // a metric cannot report an error
+			n := 0
+			for _, p := range living() {
+				n += p.Count
+			}
 			return float64(n)
+		}},
+		{Name: "satchel_push_platform_devices_count", Help: "Devices that can be sent to, by platform.", Labels: []string{"platform"}, Series: func(add func(extensions.Sample)) {
+			for _, p := range living() {
+				add(extensions.Sample{Labels: []string{string(p.Platform)}, Value: float64(p.Count)})
+			}
 		}},
 		{Name: "satchel_push_registrations_total", Help: "Times that a device has registered.", Counter: true, Read: counter(&r.registered)},
 		{Name: "satchel_push_moves_total", Help: "Tokens that have moved to another account.", Counter: true, Read: counter(&r.moved)},

@@ -335,16 +335,6 @@ func (r *Registry) sweep(ctx context.Context, app core.App, from, where string, 
 	}
 }
 
-func (r *Registry) count() (int, error) {
-	if r.app == nil {
-		return 0, nil
-	}
-	var n int
-	err := r.app.ConcurrentDB().NewQuery(`SELECT COUNT(*) FROM ` + table + ` d WHERE ` + living).
-		Bind(dbx.Params{"stale": time.Now().Add(-Stale).UnixMilli()}).Row(&n)
-	return n, err
-}
-
 // platform is how many devices a platform has.
 type platform struct {
 	Platform sender.Platform `db:"platform"`
@@ -365,8 +355,13 @@ func (r *Registry) waiting(app core.App) ([]platform, error) {
 	if err != nil {
 		return nil, err
 	}
-	var list []platform
+	list, err := platforms(app)
+	return slices.DeleteFunc(list, func(p platform) bool { _, ok := connected[p.credentials()]; return ok }), err
+}
+
+// platforms are those that devices have which can be sent to, the largest first.
+func platforms(app core.App) (list []platform, err error) {
 	err = app.ConcurrentDB().NewQuery(`SELECT d.platform, COUNT(*) AS n FROM ` + table + ` d WHERE ` + living + ` GROUP BY d.platform ORDER BY n DESC, d.platform`).
 		Bind(dbx.Params{"stale": time.Now().Add(-Stale).UnixMilli()}).All(&list)
-	return slices.DeleteFunc(list, func(p platform) bool { _, ok := connected[p.credentials()]; return ok }), err
+	return list, err
 }

@@ -18,7 +18,7 @@ func Tables() []string { return []string{Messages, Deliveries, Chunks, Hints} }
 // Migrations create them. Times are Unix milliseconds, 0 is never. A delivery is in the order of the fan-out, so that its
 // rows are appended; a chunk is the devices of one job, as JSON, and is gone when that has ended.
 func Migrations() []extensions.Migration {
-	return []extensions.Migration{extensions.Tables(1795505500, "create_messages", []string{
+	first := extensions.Tables(1795505500, "create_messages", []string{
 		`CREATE TABLE ` + Messages + ` (
 			id INTEGER PRIMARY KEY, key TEXT NOT NULL, digest BLOB NOT NULL, state INTEGER NOT NULL, spec TEXT NOT NULL,
 			target TEXT NOT NULL, category TEXT NOT NULL, job TEXT NOT NULL DEFAULT '', fanned INTEGER NOT NULL DEFAULT 0, totals TEXT NOT NULL DEFAULT '',
@@ -39,5 +39,9 @@ func Migrations() []extensions.Migration {
 		`CREATE INDEX ` + Chunks + `_collapse ON ` + Chunks + ` (collapse, message) WHERE collapse <> ''`,
 		`CREATE INDEX ` + Chunks + `_message ON ` + Chunks + ` (message)`,
 		`CREATE TABLE ` + Hints + ` (device TEXT PRIMARY KEY, since INTEGER NOT NULL, count INTEGER NOT NULL) STRICT, WITHOUT ROWID`,
-	}, Tables()...)}
+	}, Tables()...)
+	return []extensions.Migration{
+		first,
+		extensions.Columns(1795510001, "name_templates", Messages, `template TEXT NOT NULL DEFAULT ''`, `template_version INTEGER NOT NULL DEFAULT 0`),
+	}
 }

@@ -59,6 +59,9 @@ type Message struct {
 	Presence Presence `json:"presence,omitempty" enum:"account,device,ignore" description:"who does not get it because the app is open"`
 	Inbox    bool     `json:"inbox,omitempty" description:"it is a record in the inbox of each account, too"`
 
+	// Version is that of the template, whose texts are in Texts once the message is asked for.
+	Version int `json:"-"`
+
 	// Hint marks the silent hint to sync, which is capped for each device.
 	Hint bool `json:"-"`
 }

@@ -12,7 +12,6 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/push/credentials"
-	"github.com/satchelbase/satchel/extensions/push/device"
 	"github.com/satchelbase/satchel/extensions/push/personal"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 )
@@ -271,44 +270,4 @@ func (o *Outbox) archive(tx core.App, id int64) error {
 		return fmt.Errorf("forget texts: %w", err)
 	}
 	return nil
-}
-
-// hintsAnHour is how many silent hints a device gets: Apple asks for no more than two or three, and holds more back.
-func hintsAnHour(p sender.Platform) int {
-	if p == sender.APNs || p == sender.Expo { // which may be one of Apple's
-		return 2
-	}
-	return 12
-}
-
-// rested leaves out devices that have had their hints of this hour.
-func (s *shipment) rested(list []device.Device) ([]device.Device, error) {
-	if !s.m.Hint || len(list) == 0 {
-		return list, nil
-	}
-	rows := make([]any, len(list))
-	for i, d := range list {
-		rows[i] = []any{d.ID, hintsAnHour(d.Platform)}
-	}
-	text, err := json.Marshal(rows)
-	if err != nil {
-		return nil, fmt.Errorf("encode devices: %w", err)
-	}
-	if s.attempt > 1 { // they were counted before
-		return list, nil
-	}
-	var allowed []string
-	err = s.app.NonconcurrentDB().NewQuery(`INSERT INTO ` + hintsTable + ` AS h (device, since, count) SELECT value->>0, {:now}, 1 FROM json_each({:rows}) WHERE true
-		ON CONFLICT (device) DO UPDATE SET since = CASE WHEN h.since <= {:hour} THEN {:now} ELSE h.since END,
-			count = CASE WHEN h.since <= {:hour} THEN 1 ELSE h.count + 1 END
-		WHERE h.since <= {:hour} OR h.count < (SELECT e.value->>1 FROM json_each({:rows}) AS e WHERE e.value->>0 = h.device) RETURNING device`).
-		Bind(dbx.Params{"rows": string(text), "now": s.begun.UnixMilli(), "hour": s.begun.Add(-time.Hour).UnixMilli()}).WithContext(s.ctx).Column(&allowed)
-	if err != nil {
-		return nil, fmt.Errorf("count hints: %w", err)
-	}
-	may := make(map[string]bool, len(allowed))
-	for _, id := range allowed {
-		may[id] = true
-	}
-	return s.keep(list, "hints", func(d device.Device) bool { return may[d.ID] }), nil
 }

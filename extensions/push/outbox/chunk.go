@@ -16,6 +16,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/push/batch"
 	"github.com/satchelbase/satchel/extensions/push/device"
 	"github.com/satchelbase/satchel/extensions/push/message"
+	"github.com/satchelbase/satchel/extensions/push/rest"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 )
 
@@ -50,8 +51,9 @@ type result struct {
 
 // open is a delivery without a result.
 type open struct {
-	Device   string `db:"device"`
-	Attempts int    `db:"attempts"`
+	Device   string          `db:"device"`
+	Attempts int             `db:"attempts"`
+	Platform sender.Platform `db:"platform"`
 }
 
 // shipment is one attempt at a chunk.
@@ -65,8 +67,8 @@ type shipment struct {
 	attempt  int
 	collapse string // what it has waited with
 	begun    time.Time
-	open     map[string]int // attempts of the deliveries without a result
-	decided  []result       // without sending
+	open     map[string]open // the deliveries without a result
+	decided  []result        // without sending
 }
 
 // sendChunk sends to the devices of a chunk that have no result yet.
@@ -123,7 +125,7 @@ func (o *Outbox) load(ctx context.Context, id int64) (*shipment, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read chunk: %w", err)
 	}
-	s := &shipment{Outbox: o, ctx: ctx, id: id, collapse: c.Collapse, begun: o.now(), open: map[string]int{}}
+	s := &shipment{Outbox: o, ctx: ctx, id: id, collapse: c.Collapse, begun: o.now(), open: map[string]open{}}
 	if s.row, err = find(o.app, c.Message); err != nil {
 		return nil, err
 	}
@@ -131,23 +133,23 @@ func (o *Outbox) load(ctx context.Context, id int64) (*shipment, error) {
 		return nil, err
 	}
 	var list []open
-	err = o.app.ConcurrentDB().NewQuery(`SELECT d.device, d.attempts FROM json_each({:devices}) AS e CROSS JOIN ` + deliveriesTable + ` AS d
+	err = o.app.ConcurrentDB().NewQuery(`SELECT d.device, d.attempts, d.platform FROM json_each({:devices}) AS e CROSS JOIN ` + deliveriesTable + ` AS d
 		ON d.message = {:message} AND d.device = e.value WHERE d.state = {:queued}`).
 		Bind(dbx.Params{"devices": c.Devices, "message": c.Message, "queued": queued}).WithContext(ctx).All(&list)
 	if err != nil {
 		return nil, fmt.Errorf("read deliveries: %w", err)
 	}
 	for _, d := range list {
-		s.open[d.Device] = d.Attempts
+		s.open[d.Device] = d
 	}
 	return s, nil
 }
 
 // decide ends the delivery to a device without sending.
 func (s *shipment) decide(id string, state int, code string) {
-	if n, ok := s.open[id]; ok {
+	if d, ok := s.open[id]; ok {
 		delete(s.open, id)
-		s.decided = append(s.decided, result{message: s.row.ID, device: id, state: state, attempts: n, code: code})
+		s.decided = append(s.decided, result{message: s.row.ID, device: id, state: state, attempts: d.Attempts, code: code, platform: d.Platform})
 	}
 }
 
@@ -176,7 +178,14 @@ func (s *shipment) choose() ([]device.Device, error) {
 	if list, err = s.willing(list); err != nil {
 		return nil, err
 	}
-	return s.rested(list)
+	if !s.m.Hint || len(list) == 0 || s.attempt > 1 { // in another attempt they were counted before
+		return list, nil
+	}
+	may, err := rest.Take(s.ctx, s.app, list, s.begun)
+	if err != nil {
+		return nil, err
+	}
+	return s.keep(list, "hints", func(d device.Device) bool { return may[d.ID] }), nil
 }
 
 // absent leaves out who has the app open.

@@ -139,12 +139,12 @@ func (s *shipment) send(p parcel) []result {
 		s.log.Warn("pushes wait", "platform", string(p.platform), "error", err)
 		answers = slices.Repeat([]sender.Result{{Outcome: sender.Retry, Code: "sender"}}, len(p.pushes))
 	default:
-		answers = carrier.Send(s.ctx, p.pushes)
+		answers = carrier.Send(s.meter.Timed(s.ctx, p.platform), p.pushes)
 	}
 	for i, d := range p.devices {
 		a := answers[i]
 		r := result{
-			message: s.row.ID, device: d.ID, attempts: s.open[d.ID] + 1, code: a.Code, provider: a.ID, platform: d.Platform,
+			message: s.row.ID, device: d.ID, attempts: s.open[d.ID].Attempts + 1, code: a.Code, provider: a.ID, platform: d.Platform,
 			since: s.begun, wait: a.After, state: s.judge(a), // a device that has registered since has another token
 		}
 		if !a.At.IsZero() && a.At.Before(s.begun) {
@@ -220,6 +220,11 @@ func (o *Outbox) save(list []*batch.Batch[result]) error {
 	})
 	if err != nil {
 		return fmt.Errorf("write results: %w", err)
+	}
+	for _, b := range list {
+		for _, r := range b.Rows {
+			o.meter.Delivered(r.platform, r.state)
+		}
 	}
 	return nil
 }

@@ -188,6 +188,12 @@ func (f *fixture) operation(t testing.TB, name string, in, out any) apptest.Resp
 	return decode(t, r, out)
 }
 
+// get calls one that reads.
+func (f *fixture) get(t testing.TB, path string) apptest.Response {
+	t.Helper()
+	return f.Do(t, apptest.Request{Path: "/api/v1/operations/" + path, Token: f.root})
+}
+
 func decode(t testing.TB, r apptest.Response, out any) apptest.Response {
 	t.Helper()
 	if r.Status == http.StatusOK && out != nil {

@@ -34,6 +34,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/push/device"
 	"github.com/satchelbase/satchel/extensions/push/inbox"
 	"github.com/satchelbase/satchel/extensions/push/message"
+	"github.com/satchelbase/satchel/extensions/push/meter"
 	"github.com/satchelbase/satchel/extensions/push/personal"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 	"github.com/satchelbase/satchel/extensions/push/template"
@@ -70,19 +71,19 @@ type Deps struct {
 	// Live returns the sessions with which the account is connected now, and whether it is at all. Nil: it never is.
 	Live func(collection, id string) (sessions []string, connected bool)
 
-	// Templates are the texts that messages may name.
-	Templates []message.Template
+	// Template returns the texts that messages may name, and their version. Nil texts: there are none of the name.
+	Template func(app core.App, name string) (template.Texts, int, error)
 }
 
 // Outbox is the feature. It is safe for concurrent use once it is open.
 type Outbox struct {
 	cfg       Config
 	deps      Deps
-	templates map[string]template.Texts
 	numbers   serial.Counter
 	preparing sync.Mutex
 	writer    batch.Writer[result]
 	inbox     *inbox.Inbox
+	meter     *meter.Meter
 	now       func() time.Time
 	app       core.App
 	log       *slog.Logger
@@ -90,7 +91,7 @@ type Outbox struct {
 
 // New returns an outbox and declares its jobs.
 func New(cfg Config, deps Deps) *Outbox {
-	o := &Outbox{cfg: cfg, deps: deps, templates: map[string]template.Texts{}, now: time.Now, inbox: inbox.New(cfg.Inbox, deps.Devices), log: slog.New(slog.DiscardHandler)}
+	o := &Outbox{cfg: cfg, deps: deps, now: time.Now, meter: meter.New(), inbox: inbox.New(cfg.Inbox, deps.Devices), log: slog.New(slog.DiscardHandler)}
 	o.writer.Save = o.save
 	deps.Jobs.Add(o.kinds()...)
 	return o
@@ -99,17 +100,10 @@ func New(cfg Config, deps Deps) *Outbox {
 // PrepareInbox makes the collection of the inbox if it is wanted and not there.
 func (o *Outbox) PrepareInbox(app core.App) error { return o.inbox.Prepare(app) }
 
-// Bind tells the outbox its application. Templates with mistakes stop the program.
-func (o *Outbox) Bind(h *extensions.Host) error {
+// Bind tells the outbox its application.
+func (o *Outbox) Bind(h *extensions.Host) {
 	o.app, o.log = h.App, h.Logger
 	o.personal().Bind(h.App)
-	for _, t := range o.deps.Templates {
-		if _, err := template.Compile(t.Texts); err != nil || t.Name == "" || o.templates[t.Name] != nil {
-			return fmt.Errorf("template %q of notifications: the name is missing or there twice, or: %w", t.Name, err)
-		}
-		o.templates[t.Name] = t.Texts
-	}
-	return nil
 }
 
 // Sent is what becomes of a message that is asked for.
@@ -124,9 +118,19 @@ type Sent struct {
 func (o *Outbox) Send(tx core.App, m message.Message) (Sent, error) {
 	now := o.now()
 	m.To = m.To.Clean()
-	set, err := o.Resolve(&m)
+	asked, err := m.Encode()
 	if err != nil {
 		return Sent{}, Invalid(err)
+	}
+	sum := sha256.Sum256([]byte(asked))
+	if m.Key != "" && m.Template != "" { // before the template is asked for, which may be another one by now
+		if sent, err := repeated(tx, m.Key, sum); !errors.Is(err, sql.ErrNoRows) {
+			return sent, err
+		}
+	}
+	set, err := o.Resolve(tx, &m)
+	if err != nil {
+		return Sent{}, err
 	}
 	if err := m.Check(set, now); err != nil {
 		return Sent{}, Invalid(err)
@@ -143,32 +147,38 @@ func (o *Outbox) Send(tx core.App, m message.Message) (Sent, error) {
 	}
 	var sent Sent
 	err = tx.RunInTransaction(func(tx core.App) error {
-		sent, err = o.insert(tx, &m, spec, now)
+		sent, err = o.insert(tx, &m, spec, sum, now)
 		return err
 	})
 	return sent, err
 }
 
-// Resolve puts the texts of a template in, so that a queued message does not change with the program, and compiles them. A
-// message without texts has no set.
-func (o *Outbox) Resolve(m *message.Message) (*template.Set, error) {
+// Resolve puts the texts of a template in, so that a message that waits changes neither with the template nor with the
+// program, and compiles them. A message without texts has no set. What is wrong with the message is a [api.Problem].
+func (o *Outbox) Resolve(app core.App, m *message.Message) (*template.Set, error) {
 	texts, err := m.ByLanguage()
 	if err != nil {
-		return nil, err
+		return nil, Invalid(err)
 	}
 	if m.Template != "" {
 		if texts != nil {
-			return nil, errors.New("template: it excludes title, body and texts")
+			return nil, Invalid(errors.New("template: it excludes title, body and texts"))
 		}
-		if texts = o.templates[m.Template]; texts == nil {
-			return nil, fmt.Errorf("template: there is no %.100q", m.Template)
+		if m.Texts, m.Version, err = o.deps.Template(app, m.Template); err != nil {
+			return nil, err
 		}
-		m.Texts = texts
+		if texts = m.Texts; texts == nil {
+			return nil, Invalid(fmt.Errorf("template: there is no %.100q", m.Template))
+		}
 	}
 	if texts == nil {
 		return nil, nil
 	}
-	return template.Compile(texts)
+	set, err := template.Compile(texts)
+	if err != nil {
+		return nil, Invalid(err)
+	}
+	return set, nil
 }
 
 // Invalid is the problem of a message with a mistake.
@@ -176,17 +186,18 @@ func Invalid(err error) error {
 	return api.InvalidBody(api.FieldError{Field: "message", Code: api.ErrValidation.Name, Message: err.Error()})
 }
 
-func (o *Outbox) insert(tx core.App, m *message.Message, spec string, now time.Time) (Sent, error) {
+// insert writes the message. sum is that of what was asked for, so that it is known again when the template has changed.
+func (o *Outbox) insert(tx core.App, m *message.Message, spec string, sum [sha256.Size]byte, now time.Time) (Sent, error) {
 	due := m.Due(now)
 	if due.Before(now) {
 		due = now
 	}
-	id, sum := o.numbers.Next(now), sha256.Sum256([]byte(spec))
-	n, err := exec(tx, `INSERT INTO `+messagesTable+` (id, key, digest, state, spec, target, category, due_at, ends_at, created_at)
-		VALUES ({:id}, {:key}, {:digest}, {:state}, {:spec}, {:target}, {:category}, {:due}, {:ends}, {:now})
+	id := o.numbers.Next(now)
+	n, err := exec(tx, `INSERT INTO `+messagesTable+` (id, key, digest, state, spec, target, category, template, template_version, due_at, ends_at, created_at)
+		VALUES ({:id}, {:key}, {:digest}, {:state}, {:spec}, {:target}, {:category}, {:template}, {:version}, {:due}, {:ends}, {:now})
 		ON CONFLICT (key) WHERE key <> '' DO NOTHING`, dbx.Params{
 		"id": id, "key": m.Key, "digest": sum[:], "state": scheduled, "spec": spec, "target": m.To.Kind(), "category": m.Category,
-		"due": due.UnixMilli(), "ends": m.Ends(due).UnixMilli(), "now": now.UnixMilli(),
+		"template": m.Template, "version": m.Version, "due": due.UnixMilli(), "ends": m.Ends(due).UnixMilli(), "now": now.UnixMilli(),
 	})
 	if err != nil {
 		return Sent{}, fmt.Errorf("keep message: %w", err)

@@ -74,6 +74,8 @@ type row struct {
 	Spec      string `db:"spec"`
 	Target    string `db:"target"`
 	Category  string `db:"category"`
+	Template  string `db:"template"`
+	Version   int    `db:"template_version"`
 	Job       string `db:"job"`
 	Fanned    int    `db:"fanned"`
 	Totals    string `db:"totals"`

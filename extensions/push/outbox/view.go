@@ -10,9 +10,11 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
+	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/internal/serial"
 	"github.com/satchelbase/satchel/extensions/push/ledger"
+	"github.com/satchelbase/satchel/extensions/push/meter"
 )
 
 // Totals are how many deliveries of a message stand where.
@@ -25,6 +27,8 @@ type View struct {
 	State     State           `json:"state"`
 	Target    string          `json:"target"`
 	Category  string          `json:"category"`
+	Template  string          `json:"template"`        // empty if it brought its own texts
+	Version   int             `json:"templateVersion"` // 0 is what the program declares
 	CreatedAt time.Time       `json:"createdAt"`
 	DueAt     time.Time       `json:"dueAt"`
 	DoneAt    *time.Time      `json:"doneAt"`
@@ -35,7 +39,7 @@ type View struct {
 func (r *row) view() (View, error) {
 	v := View{
 		ID: serial.Format(r.ID), Key: r.Key, State: states()[r.State], Target: r.Target, Category: r.Category,
-		CreatedAt: time.UnixMilli(r.CreatedAt).UTC(), DueAt: time.UnixMilli(r.DueAt).UTC(), DoneAt: moment(r.DoneAt), Message: json.RawMessage("null"),
+		Template: r.Template, Version: r.Version, CreatedAt: time.UnixMilli(r.CreatedAt).UTC(), DueAt: time.UnixMilli(r.DueAt).UTC(), DoneAt: moment(r.DoneAt), Message: json.RawMessage("null"),
 	}
 	if r.Totals != "" {
 		v.Totals = &Totals{}
@@ -76,10 +80,16 @@ func (o *Outbox) Show(app core.App, text string) (View, error) {
 	return v, nil
 }
 
+// Metrics are those of messages.
+func (o *Outbox) Metrics() []extensions.Metric {
+	return append(o.meter.Metrics(), meter.Messages(func() core.App { return o.app }, messagesTable, states()))
+}
+
 // List chooses messages. Cursor is the id behind which a page begins.
 type List struct {
 	State    string `json:"state,omitempty" enum:"scheduled,sending,done,cancelled"`
 	Category string `json:"category,omitempty" maxLength:"100"`
+	Template string `json:"template,omitempty" maxLength:"100"`
 	Cursor   string `json:"cursor,omitempty" maxLength:"20"`
 	Limit    int    `json:"limit,omitempty" minimum:"1" maximum:"100"`
 }
@@ -96,12 +106,15 @@ func (o *Outbox) List(app core.App, in List) (Page, error) {
 	if in.Limit == 0 {
 		in.Limit = 25
 	}
-	q := app.ConcurrentDB().Select("id", "key", "state", "target", "category", "totals", "due_at", "created_at", "done_at").From(messagesTable)
+	q := app.ConcurrentDB().Select("id", "key", "state", "target", "category", "template", "template_version", "totals", "due_at", "created_at", "done_at").From(messagesTable)
 	if in.State != "" {
 		q.AndWhere(dbx.HashExp{"state": slices.Index(states(), State(in.State))})
 	}
 	if in.Category != "" {
 		q.AndWhere(dbx.HashExp{"category": in.Category})
+	}
+	if in.Template != "" {
+		q.AndWhere(dbx.HashExp{"template": in.Template})
 	}
 	rows, next, err := serial.Newest(q, in.Cursor, in.Limit, func(r *row) int64 { return r.ID })
 	if errors.Is(err, serial.ErrForm) {

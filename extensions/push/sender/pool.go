@@ -67,6 +67,13 @@ func (p *Pool) Each(ctx context.Context, n int, key func(i int) string, f func(c
 	return results
 }
 
+type timedKey struct{}
+
+// Timed returns a context with which the pools tell how long each call has taken.
+func Timed(ctx context.Context, observe func(took time.Duration)) context.Context {
+	return context.WithValue(ctx, timedKey{}, observe)
+}
+
 // One makes a single call. An empty key is for what is refused before any call.
 func (p *Pool) One(ctx context.Context, key string, f func(ctx context.Context) Result) Result {
 	if key == "" {
@@ -111,6 +118,10 @@ func (h *host) call(ctx context.Context, f func(ctx context.Context) Result) Res
 	defer away()
 	timer := time.AfterFunc(startWait, away)
 	defer timer.Stop()
+	if observe, timed := ctx.Value(timedKey{}).(func(time.Duration)); timed {
+		begun := time.Now()
+		defer func() { observe(time.Since(begun)) }()
+	}
 	ctx, cancel := context.WithTimeout(ctx, outbound.Timeout)
 	defer cancel()
 	return f(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { away() }}))

@@ -9,7 +9,10 @@ import (
 )
 
 // node is a part of a pattern.
-type node interface{ write(w *writer) }
+type node interface {
+	write(w *writer)
+	needs(add func(name string, need Need))
+}
 
 // list is parts one after the other.
 type list []node

@@ -40,6 +40,7 @@ type Texts map[string]Text
 type Set struct{ byTag map[string]compiled }
 
 type compiled struct {
+	name        string // as the texts have it
 	tag         language.Tag
 	title, body node
 }
@@ -52,7 +53,7 @@ func Compile(texts Texts) (*Set, error) {
 	s := &Set{byTag: make(map[string]compiled, len(texts))}
 	var problems []error
 	for _, name := range slices.Sorted(maps.Keys(texts)) {
-		c := compiled{tag: language.English}
+		c := compiled{name: name, tag: language.English}
 		key := Default
 		var err error
 		if name != Default {
@@ -67,6 +68,9 @@ func Compile(texts Texts) (*Set, error) {
 		}
 		if c.body, err = parse(texts[name].Body); err != nil {
 			problems = append(problems, fmt.Errorf("texts.%s.body: %w", name, err))
+		}
+		if twin, twice := s.byTag[key]; twice {
+			problems = append(problems, fmt.Errorf("texts.%s: it is the language of %s", name, twin.name))
 		}
 		s.byTag[key] = c
 	}
