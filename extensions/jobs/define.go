@@ -7,7 +7,6 @@ import (
 	jsonv2 "encoding/json/v2"
 	"errors"
 	"fmt"
-	"regexp"
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
@@ -82,8 +81,6 @@ type Kind struct {
 	err                  error
 }
 
-var namePattern = regexp.MustCompile(`^[a-zA-Z0-9_.:-]{1,100}$`)
-
 // Define makes a kind. A mistake in it stops the program when it starts.
 func Define[In any](s Spec[In]) Kind {
 	k := Kind{
@@ -148,7 +145,7 @@ func (k *Kind) fill() {
 
 func (k *Kind) mistake(idle bool) error {
 	switch {
-	case !namePattern.MatchString(k.name) || !namePattern.MatchString(k.queue):
+	case !table.IsName(k.name) || !table.IsName(k.queue):
 		return fmt.Errorf("job kind %q in queue %q: the names must be letters, digits and . _ : -", k.name, k.queue)
 	case idle:
 		return fmt.Errorf("job kind %s needs work", k.name)

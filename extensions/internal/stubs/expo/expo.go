@@ -18,10 +18,10 @@ import (
 	"github.com/satchelbase/satchel/extensions/internal/stubs/loopback"
 )
 
-// Limits of the service.
 // Foreign begins the tokens of another project, which Expo refuses together with those of one.
 const Foreign = "foreign"
 
+// Limits of the service.
 const (
 	maxMessages = 100
 	maxReceipts = 1000
