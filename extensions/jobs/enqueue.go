@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"slices"
 	"time"
-	"unicode/utf8"
 
 	"github.com/pocketbase/pocketbase/core"
 
@@ -99,7 +98,7 @@ func (o Options) due(now time.Time) time.Time {
 
 // insert writes up to maxBatch jobs and returns their ids, or those of the jobs that have their keys already.
 func (j *Jobs) insert(tx core.App, k *Kind, inputs []any, o Options, now time.Time) ([]string, error) {
-	if o.Priority < 0 || o.Priority > 9 || o.KeyFor < 0 || !isName(o.Key) || !isName(o.Lane) {
+	if o.Priority < 0 || o.Priority > 9 || o.KeyFor < 0 || !table.IsText(o.Key) || !table.IsText(o.Lane) {
 		return nil, errors.New("the priority is 1 to 9, a key or lane UTF-8 of at most 500 bytes, and a time not negative")
 	}
 	ids := make([]string, len(inputs))
@@ -144,11 +143,6 @@ func (j *Jobs) insert(tx core.App, k *Kind, inputs []any, o Options, now time.Ti
 		}
 	}
 	return ids, nil
-}
-
-// isName reports whether a key or a lane is a text that the table holds as it is: another form would be found by nobody.
-func isName(text string) bool {
-	return len(text) <= 500 && utf8.ValidString(text)
 }
 
 // holder finds the job that has the key. Without one it was the id that was taken, and another one is.

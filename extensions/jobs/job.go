@@ -72,9 +72,8 @@ func (j *Job) Checkpoint(tx core.App, position any) error {
 	if err := j.write(tx, dbx.Params{"position": raw}); err != nil {
 		return fmt.Errorf("checkpoint job %s: %w", j.Kind, err)
 	}
-	before := j.position
-	j.position = raw
-	pb.AfterRollback(tx, func() { j.position = before })
+	raw, j.position = j.position, raw
+	pb.AfterRollback(tx, func() { j.position = raw })
 	return nil
 }
 
@@ -101,9 +100,8 @@ func (j *Job) Once(app core.App, step string, fn func(tx core.App) error) error 
 		return fn(tx)
 	})
 	if err == nil {
-		before := j.steps
-		j.steps = steps
-		pb.AfterRollback(app, func() { j.steps = before })
+		steps, j.steps = j.steps, steps
+		pb.AfterRollback(app, func() { j.steps = steps })
 	}
 	return err
 }

@@ -5,12 +5,16 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 var namePattern = regexp.MustCompile(`^[a-zA-Z0-9_.:-]{1,100}$`)
 
 // IsName reports whether a kind or a queue may have the name.
 func IsName(text string) bool { return namePattern.MatchString(text) }
+
+// IsText reports whether a key or a lane is a text that the table holds as it is: another form would be found by nobody.
+func IsText(text string) bool { return len(text) <= 500 && utf8.ValidString(text) }
 
 // Workers are numbers of workers by the name of the queue.
 type Workers map[string]int
