@@ -184,7 +184,13 @@ func newPasskeys(cfg config, pb *pocketbase.PocketBase, sess *sessions.Sessions,
 
 // newHub closes the connections of sessions that have ended.
 func newHub(cfg live.Config, pb *pocketbase.PocketBase, db *store.Store, clog *changes.Log) *live.Hub {
-	return live.New(cfg, clog, live.Deps{Sessions: login.Endings{DB: pb.ConcurrentDB, Table: db.TableVersion}, Channels: hooks.Channels()})
+	return live.New(cfg, clog, live.Deps{Sessions: login.Endings{DB: pb.ConcurrentDB, Table: db.TableVersion}, Channels: hooks.Channels(), ReadOnly: readOnly})
+}
+
+// readOnly reports that a request comes from somebody who looks at what a user sees, and may only do that.
+func readOnly(e *core.RequestEvent) bool {
+	c := sessions.Current(e)
+	return c != nil && c.ReadOnly
 }
 
 // newPush ties devices to the sessions that they have registered in.

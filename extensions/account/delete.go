@@ -197,6 +197,9 @@ func (a *Accounts) begin(k key) (bool, error) {
 // finish deletes the account itself and all that names it, in one transaction.
 func (a *Accounts) finish(ctx context.Context, e *eraser, account *core.Record) error {
 	before := e.pos
+	if err := a.deps.Jobs.Clear(jobs.OwnerOf(account)); err != nil {
+		return fmt.Errorf("delete account: %w", err)
+	}
 	err := a.app.RunInTransaction(func(tx core.App) error {
 		if err := e.remove(ctx, tx, account.Collection(), account.Id); err != nil {
 			return err

@@ -122,6 +122,9 @@ func (l *Log) stamp(ctx context.Context) error {
 			return err
 		}
 		now := l.now()
+		if err := l.trustClock(tx, now.Unix()); err != nil {
+			return err
+		}
 		err = capture.Exec(tx.DB(), `INSERT INTO changes_marks (at, seq) SELECT {:at}, {:seq}
 			WHERE {:seq} > coalesce((SELECT seq FROM changes_marks ORDER BY at DESC LIMIT 1), -1) ON CONFLICT (at) DO UPDATE SET seq = excluded.seq`,
 			dbx.Params{"at": now.Unix(), "seq": s.Horizon})
@@ -131,6 +134,33 @@ func (l *Log) stamp(ctx context.Context) error {
 		return capture.Exec(tx.DB(), "DELETE FROM changes_marks WHERE at < {:at} AND at < (SELECT max(at) FROM changes_marks WHERE at < {:at})",
 			dbx.Params{"at": now.Add(-l.cfg.ReaderRetention).Unix()})
 	})
+}
+
+// errClock: a time noted now would make changes look old that are not.
+var errClock = errors.New("the clock is behind the time that was noted last; nothing is purged until it is right")
+
+const (
+	// firstDay is a time before which no clock is right.
+	firstDay = 1735689600 // 2025-01-01
+
+	// maxAhead is how far the noted time may be ahead of the clock, in seconds, for the clock to be thought wrong and not
+	// the note: a year and some weeks.
+	maxAhead = 400 * 24 * 60 * 60
+)
+
+// trustClock refuses a clock that was set back. Notes of one that was years ahead are thrown away.
+func (l *Log) trustClock(tx core.App, now int64) error {
+	var newest int64
+	if err := tx.DB().NewQuery("SELECT coalesce(max(at), 0) FROM changes_marks").Row(&newest); err != nil {
+		return fmt.Errorf("read marks: %w", err)
+	}
+	switch {
+	case newest <= now:
+		return nil
+	case now < firstDay || newest-now < maxAhead:
+		return errClock
+	}
+	return capture.Exec(tx.DB(), "DELETE FROM changes_marks WHERE at > {:at}", dbx.Params{"at": now})
 }
 
 // purgeable is the last number that nobody needs: old enough for those who follow in memory, and behind every durable

@@ -193,3 +193,31 @@ func TestConfig(t *testing.T) {
 		}
 	}
 }
+
+// A machine without a clock of its own begins in 1970 until it has asked others. That makes nothing old which is not.
+func TestWrongClockPurgesNothing(t *testing.T) {
+	f := start(t, defaults())
+	f.quiet()
+	r := f.Reader("hooks")
+	if _, err := r.Position(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.must(f.purge(t.Context())) // notes the time
+	const years = 50 * 365 * 24 * time.Hour
+	f.later(-years)
+	a, b := f.note("a", ""), f.note("b", "")
+	if err := f.purge(t.Context()); !errors.Is(err, errClock) {
+		t.Errorf("in 1970: %v", err)
+	}
+	f.later(years + time.Hour)
+	f.must(f.purge(t.Context()))
+	f.tail.Store(nil)
+	list, _, err := r.Next(t.Context(), 0)
+	if err != nil || len(list) != 2 || list[0].Record != a.Id || list[1].Record != b.Id {
+		t.Errorf("with the right time: %v %v", list, err)
+	}
+	f.later(years) // and for a moment it was far ahead
+	f.must(f.stamp(t.Context()))
+	f.later(-years)
+	f.must(f.purge(t.Context()))
+}

@@ -27,7 +27,10 @@ func (j *Jobs) claim(tx core.App, q *queue, n int) (claimed []table.Row, more bo
 		oldest, q.urgent = q.urgent/fairEvery, q.urgent%fairEvery
 	}
 	defer func() { q.behind = more }()
-	for len(claimed) < n {
+	for taken := 0; len(claimed) < n; {
+		if taken > n+maxAside { // of a busy lane, or of kinds that nobody knows; the next turn goes on
+			return claimed, true, nil
+		}
 		c := table.Claim{Queue: q.name, Epoch: j.epoch, N: n - len(claimed), Only: j.only, Now: j.now(), Lease: lease}
 		if oldest > 0 {
 			c.N, c.Oldest, oldest = oldest, true, 0
@@ -36,6 +39,7 @@ func (j *Jobs) claim(tx core.App, q *queue, n int) (claimed []table.Row, more bo
 		if err != nil || len(part) == 0 {
 			return claimed, false, err
 		}
+		taken += len(part)
 		full := len(part) == c.N
 		if part, err = j.setAside(tx, part); err != nil {
 			return nil, false, err
@@ -91,7 +95,7 @@ func (j *Jobs) room(tx core.App, k *Kind, lane string, claimed []table.Row) (int
 
 // promote makes jobs ready whose time has come, and returns when the next one is due.
 func (j *Jobs) promote(tx core.App) (next int64, err error) {
-	queues, next, err := table.Promote(tx, j.now(), maxBatch)
+	queues, next, err := table.Promote(tx, j.now(), maxSettle)
 	for _, name := range queues {
 		if q := j.queues[name]; q != nil {
 			q.maybe.Store(true)

@@ -206,6 +206,9 @@ func (j *Jobs) Get(app core.App, id string) (Status, error) {
 	return found.Status(), nil
 }
 
+// Clear does most of [Jobs.Forget] before the transaction that does the rest, in short ones.
+func (j *Jobs) Clear(owner Owner) error { return table.Clear(j.app, owner.Collection, owner.ID) }
+
 // Forget removes the jobs of an owner that nobody works on, and what names the owner in the others.
 func (j *Jobs) Forget(tx core.App, owner Owner) error {
 	if err := table.Forget(tx, owner.Collection, owner.ID); err != nil {
@@ -213,11 +216,6 @@ func (j *Jobs) Forget(tx core.App, owner Owner) error {
 	}
 	pb.AfterCommit(tx, j.hurry)
 	return nil
-}
-
-// Rewrite changes what the jobs of a kind are given that is not sealed. For one that runs it counts from its next attempt on.
-func (j *Jobs) Rewrite(tx core.App, kind string, change func(payload []byte) ([]byte, error)) error {
-	return table.Rewrite(tx, kind, change)
 }
 
 // handleGet shows a job to its owner. To anybody else it does not exist.

@@ -199,7 +199,7 @@ func TestSweep(t *testing.T) {
 	if n := f.count(t, table.History); n != 1000 {
 		t.Errorf("%d are kept", n)
 	}
-	if _, err := table.Sweep(f.App.App, time.Now().Add(8*24*time.Hour), f.jobs.cfg.Keep, f.jobs.cfg.KeepDead, 1000); err != nil || f.count(t, table.History) != 500 {
+	if _, err := table.Sweep(f.App.App, time.Now().Add(8*24*time.Hour), f.jobs.cfg.Keep, f.jobs.cfg.KeepDead, 1000); err != nil || f.count(t, table.History) != 750 {
 		t.Errorf("%d are kept too long, %v", f.count(t, table.History), err)
 	}
 }

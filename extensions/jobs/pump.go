@@ -23,6 +23,9 @@ const (
 	// maxSettle bounds one transaction of the queue, so that other writers do not wait long.
 	maxSettle = 250
 
+	// maxAside bounds how many jobs that must wait it sets aside.
+	maxAside = 250
+
 	// lease is how long a process on another machine may be silent before its jobs are taken from it, and beatEvery how
 	// often this one says that it works, while it does.
 	lease     = 30 * time.Second

@@ -3,8 +3,6 @@ package jobs
 import (
 	"time"
 
-	"github.com/pocketbase/pocketbase/core"
-
 	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
 
@@ -22,11 +20,7 @@ func (j *Jobs) sweepIfDue(now time.Time) error {
 	if j.sinceSweep < sweepAfter && now.Sub(j.swept) < sweepEvery {
 		return nil
 	}
-	more := false
-	err := j.app.RunInTransaction(func(tx core.App) (err error) {
-		more, err = table.Sweep(tx, now, j.cfg.Keep, j.cfg.KeepDead, j.cfg.KeepMost)
-		return err
-	})
+	more, err := table.Sweep(j.app, now, j.cfg.Keep, j.cfg.KeepDead, j.cfg.KeepMost)
 	if err != nil {
 		return err
 	}

@@ -2,9 +2,13 @@ package live_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -182,4 +186,110 @@ func TestSilentClientIsClosedWithItsCode(t *testing.T) {
 		}
 		return
 	}
+}
+
+// flaky are sessions that cannot be read once.
+type flaky struct {
+	live.Sessions
+	failed *atomic.Bool
+}
+
+func (f flaky) Ended(ids []string) ([]string, error) {
+	if !f.failed.Swap(true) {
+		return nil, errors.New("the database is busy")
+	}
+	return f.Sessions.Ended(ids)
+}
+
+// A database that does not answer for a moment keeps no connection of an ended session open.
+func TestEndedSessionsAreLookedForAgain(t *testing.T) {
+	failed := &atomic.Bool{}
+	s := start(t, func(_ *live.Config, d *live.Deps) { d.Sessions = flaky{d.Sessions, failed} })
+	s.user("ada")
+	access, _, session := s.signIn("ada")
+	socket := s.connect(access)
+	failed.Store(false)
+	s.exec("INSERT INTO sessions_ended (id, ended_at, reason) VALUES ('" + session + "', 1, 'revoked')")
+	gone(t, "socket", socket.closed)
+	if !failed.Load() {
+		t.Error("nothing has failed")
+	}
+}
+
+// counted are sessions that tell how often they were looked at.
+type counted struct {
+	live.Sessions
+	looks *atomic.Int64
+}
+
+func (c counted) Version() uint64 {
+	c.looks.Add(1)
+	return c.Sessions.Version()
+}
+
+// A session that ends while a connection is being opened with it does not stay on it.
+func TestSessionEndsWhileItIsVerified(t *testing.T) {
+	looks := &atomic.Int64{}
+	s := start(t, func(_ *live.Config, d *live.Deps) { d.Sessions = counted{d.Sessions, looks} })
+	s.user("ada")
+	access, _, session := s.signIn("ada")
+	end := sync.OnceFunc(func() {
+		s.exec("INSERT INTO sessions_ended (id, ended_at, reason) VALUES ('" + session + "', 1, 'revoked')")
+		for seen := looks.Load(); looks.Load() < seen+3; {
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+	s.verified.Store(&end)
+	socket := s.dial()
+	socket.send(map[string]any{"type": "auth", "token": access})
+	gone(t, "socket", socket.closed)
+	socket.ends(frame.CloseAuth)
+}
+
+// zeros are a body without an end, which counts what is taken of it.
+type zeros struct{ taken atomic.Int64 }
+
+func (z *zeros) Read(p []byte) (int, error) {
+	if z.taken.Add(int64(len(p))) > 64<<20 {
+		return 0, io.EOF
+	}
+	clear(p)
+	return len(p), nil
+}
+
+// Whoever sets subscriptions, and anybody may, cannot make the server hold more than a few megabytes.
+func TestSubscriptionsAreBounded(t *testing.T) {
+	s := start(t)
+	for _, kind := range []string{"multipart/form-data; boundary=x", "application/json"} {
+		body := &zeros{}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.addr+"/api/realtime", body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", kind)
+		if resp, err := http.DefaultClient.Do(req); err == nil { // or the connection is cut
+			_ = resp.Body.Close()
+			if resp.StatusCode < 400 {
+				t.Errorf("%s: %s", kind, resp.Status)
+			}
+		}
+		if taken := body.taken.Load(); taken > 32<<20 {
+			t.Errorf("%s: %d bytes were taken", kind, taken)
+		}
+	}
+}
+
+// An IPv6 network is one guest, whatever address of it he takes, as for the rate limits.
+func TestGuestsAreCountedByNetwork(t *testing.T) {
+	s := start(t, func(c *live.Config, _ *live.Deps) { c.GuestConnections = 2 })
+	handler, n := s.http.Config.Handler, &atomic.Int64{}
+	s.http.Config.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.RemoteAddr = fmt.Sprintf("[2001:db8::%d]:1", n.Add(1))
+		handler.ServeHTTP(w, r)
+	})
+	s.connect("")
+	s.connect("")
+	third := s.dial()
+	third.send(map[string]any{"type": "auth"})
+	third.ends(frame.CloseLimit)
 }

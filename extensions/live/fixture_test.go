@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -53,6 +54,8 @@ type server struct {
 	http *httptest.Server
 
 	limit time.Duration // of a request; none for zero
+
+	verified atomic.Pointer[func()] // called when the server has looked at a credential, before it acts on that
 }
 
 // configure changes settings before the start.
@@ -102,6 +105,7 @@ func (s *server) up(changed ...configure) {
 	cfg.Frames = 1000
 	app := core.NewBaseApp(core.BaseAppConfig{DataDir: s.dir, DBConnect: db.Connect})
 	deps := live.Deps{Sessions: login.Endings{DB: app.ConcurrentDB, Table: db.TableVersion}}
+	deps.ReadOnly = func(e *core.RequestEvent) bool { c := sessions.Current(e); return c != nil && c.ReadOnly }
 	for _, change := range changed {
 		change(&cfg, &deps)
 	}
@@ -125,6 +129,13 @@ func (s *server) up(changed ...configure) {
 	if err != nil {
 		s.t.Fatal(err)
 	}
+	router.BindFunc(func(e *core.RequestEvent) error {
+		err := e.Next()
+		if then := s.verified.Load(); then != nil && e.Request.URL.Path == "/api/v1/live" && e.Request.Header.Get("Upgrade") == "" {
+			(*then)()
+		}
+		return err
+	})
 	s.http = httptest.NewUnstartedServer(nil)
 	s.http.Config.ReadTimeout, s.http.Config.WriteTimeout = s.limit, s.limit
 	err = app.OnServe().Trigger(&core.ServeEvent{App: app, Router: router, Server: s.http.Config}, func(e *core.ServeEvent) error {

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -110,8 +111,9 @@ func (a *answer) Write(b []byte) (int, error) {
 }
 
 // identify answers a probe.
-func identify(e *core.RequestEvent, p *probe) error {
+func (h *Hub) identify(e *core.RequestEvent, p *probe) error {
 	p.who.Auth, p.done = e.Auth, true
+	p.who.ReadOnly = h.deps.ReadOnly != nil && h.deps.ReadOnly(e)
 	p.who.Session, _ = e.Get(sessionKey).(string)
 	return e.NoContent(http.StatusNoContent)
 }
@@ -135,6 +137,19 @@ func bearer(header string) string {
 
 func accountOf(record *core.Record) string { return record.Collection().Id + "/" + record.Id }
 
+// addressOf is what guests are counted by: the address, or with IPv6 the network, which is the least that anybody has.
+func addressOf(e *core.RequestEvent) string {
+	addr, err := netip.ParseAddr(e.RealIP())
+	if err != nil || addr.Unmap().Is4() {
+		return e.RealIP()
+	}
+	network, err := addr.Prefix(64)
+	if err != nil { // there are so many bits
+		return e.RealIP()
+	}
+	return network.String()
+}
+
 // key is what the limit of connections counts by.
 func keyOf(c *feed.Conn, who *feed.Identity) string {
 	if who == nil { // has not said yet
@@ -149,8 +164,19 @@ func keyOf(c *feed.Conn, who *feed.Identity) string {
 // errTooMany: the account, the address or the server has as many connections as it may have.
 var errTooMany = errors.New("too many connections")
 
-// become makes a connection act for somebody, within the limits.
-func (h *Hub) become(c *feed.Conn, who *feed.Identity) error {
+// become makes a connection act for somebody, within the limits. looked is from before the credential was verified: what has
+// ended between the two was looked for among others only.
+func (h *Hub) become(c *feed.Conn, who *feed.Identity, looked uint64) error {
+	if err := h.account(c, who); err != nil {
+		return err
+	}
+	if who.Auth != nil && h.looked.Load() != looked {
+		h.verifyAgain(c, who)
+	}
+	return nil
+}
+
+func (h *Hub) account(c *feed.Conn, who *feed.Identity) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	limit := h.cfg.UserConnections
@@ -256,20 +282,23 @@ func (h *Hub) tend(ctx context.Context) {
 		case now := <-ticker.C:
 			if h.deps.Sessions != nil {
 				if version := h.deps.Sessions.Version(); version != seen {
-					seen = version
-					h.dropEnded()
+					h.looked.Add(1)
+					if h.dropEnded() {
+						seen = version
+					}
 				}
 			}
 			h.dropExpired(now)
 			if ids, collections := h.touched.take(); len(ids)+len(collections) > 0 {
+				h.looked.Add(1)
 				h.lookAgain(ids, collections)
 			}
 		}
 	}
 }
 
-// dropEnded closes the connections of sessions that have ended: one query for all.
-func (h *Hub) dropEnded() {
+// dropEnded closes the connections of sessions that have ended: one query for all. It reports whether it could.
+func (h *Hub) dropEnded() bool {
 	bySession := map[string][]*feed.Conn{}
 	for _, c := range h.feed.Conns() {
 		if who := c.Who.Load(); who != nil && who.Session != "" {
@@ -277,7 +306,7 @@ func (h *Hub) dropEnded() {
 		}
 	}
 	if len(bySession) == 0 {
-		return
+		return true
 	}
 	ids := make([]string, 0, len(bySession))
 	for id := range bySession {
@@ -286,13 +315,14 @@ func (h *Hub) dropEnded() {
 	ended, err := h.deps.Sessions.Ended(ids)
 	if err != nil {
 		h.log.Warn("ended sessions cannot be read", "error", err)
-		return
+		return false
 	}
 	for _, id := range ended {
 		for _, c := range bySession[id] {
 			c.Close(frame.CloseAuth, "the session has ended")
 		}
 	}
+	return true
 }
 
 func (h *Hub) dropExpired(now time.Time) {
@@ -321,12 +351,16 @@ func (h *Hub) lookAgain(ids map[string]struct{}, collections []string) {
 		if _, touched := ids[accountOf(who.Auth)]; !touched && !slices.Contains(collections, who.Auth.Collection().Id) {
 			continue
 		}
-		if c.Checking.Swap(true) {
-			h.touched.record(who.Auth) // one is under way, which may have looked too early
-			continue
-		}
-		go h.recheckCredential(c, who)
+		h.verifyAgain(c, who)
 	}
+}
+
+func (h *Hub) verifyAgain(c *feed.Conn, who *feed.Identity) {
+	if c.Checking.Swap(true) {
+		h.touched.record(who.Auth) // one is under way, which may have looked too early
+		return
+	}
+	go h.recheckCredential(c, who)
 }
 
 func (h *Hub) recheckCredential(c *feed.Conn, who *feed.Identity) {

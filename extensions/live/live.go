@@ -71,6 +71,10 @@ type Sessions interface {
 type Deps struct {
 	Sessions Sessions
 
+	// ReadOnly reports that the credential of a request may change nothing, nil that none is so: who uses it says nothing in
+	// channels.
+	ReadOnly func(e *core.RequestEvent) bool
+
 	// Channels are declared beside those of the settings.
 	Channels []channel.Channel
 
@@ -116,6 +120,7 @@ type Hub struct {
 
 	admitting chan struct{} // bounds how many credentials are verified at once
 	touched   accounts
+	looked    atomic.Uint64 // grows before connections are compared with what has ended
 
 	stop    context.CancelFunc
 	stopped sync.WaitGroup
@@ -207,7 +212,7 @@ func (h *Hub) bind(host *extensions.Host) error {
 
 func (h *Hub) serve(e *core.RequestEvent) error {
 	if p := probeOf(e.Request.Context()); p != nil {
-		return identify(e, p)
+		return h.identify(e, p)
 	}
 	if !isUpgrade(e.Request) {
 		e.Response.Header().Set("Upgrade", "websocket")

@@ -4,6 +4,9 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/satchelbase/satchel/extensions/live"
+	"github.com/satchelbase/satchel/extensions/live/channel"
 )
 
 // Others can ask who is connected, and by which sessions.
@@ -30,4 +33,33 @@ func TestSessions(t *testing.T) {
 			t.Fatal("somebody who has left is still connected")
 		}
 	}
+}
+
+// Who acts for a user by a session that may only read says nothing in the user's name.
+func TestReadOnlySessionsSayNothing(t *testing.T) {
+	all := ""
+	s := start(t, func(_ *live.Config, d *live.Deps) {
+		d.Channels = []channel.Channel{{Pattern: "room", Join: &all, Publish: &all, Presence: true}}
+	})
+	s.user("ada")
+	access, _, id := s.signIn("ada")
+	_, other := s.user("eve")
+	s.exec("UPDATE sessions_logins SET read_only = 1 WHERE id = '" + id + "'")
+	reader, writer := s.connect(access), s.connect(other)
+	join := func(p *phone) {
+		p.send(map[string]any{"type": "sub", "sub": "r", "channel": "room"})
+		p.next("subbed")
+	}
+	join(writer)
+	join(reader)
+	writer.next("presence")
+	reader.send(map[string]any{"type": "publish", "sub": "r", "data": "no"})
+	reader.next("error")
+	reader.send(map[string]any{"type": "presence", "sub": "r", "state": "no"})
+	reader.next("error")
+	writer.send(map[string]any{"type": "publish", "sub": "r", "data": "yes"})
+	if m := reader.next("message"); string(m.Data) != `"yes"` {
+		t.Errorf("%s", m.Data)
+	}
+	writer.quiet(s)
 }

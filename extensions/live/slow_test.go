@@ -95,7 +95,7 @@ func (s *server) metric(t testing.TB, name string) float64 {
 // Clients that never read are closed. Until then each costs its queue and no more, while thirty times that is written.
 func TestPausedClientIsBounded(t *testing.T) {
 	const clients, queue = 10, 64 << 10
-	s := start(t, func(c *live.Config, d *live.Deps) { c.Queue, d.Patience.Write = queue, 8*time.Second })
+	s := start(t, func(c *live.Config, d *live.Deps) { c.Queue, d.Patience.Write = queue, 20*time.Second })
 	ctx := context.Background()
 	for range clients {
 		ws, _, err := websocket.Dial(ctx, s.addr+"/api/v1/live", &websocket.DialOptions{Subprotocols: []string{frame.Subprotocol}, HTTPClient: narrow()})

@@ -111,7 +111,7 @@ func (h *Hub) serveSocket(e *core.RequestEvent) error {
 		return nil
 	}
 	s := &socket{hub: h, ws: ws, tokens: float64(h.burst()), refill: time.Now(), rooms: map[string]string{}}
-	s.Conn, s.ctx = h.feed.NewConn(context.WithoutCancel(e.Request.Context()), e.Request, e.RealIP(), false, w)
+	s.Conn, s.ctx = h.feed.NewConn(context.WithoutCancel(e.Request.Context()), e.Request, addressOf(e), false, w)
 	if !h.enter(s.Conn) {
 		w.Close(frame.CloseLimit, errTooMany.Error())
 		return nil
@@ -189,9 +189,15 @@ func (s *socket) handle(ctx context.Context, f frame.In) error {
 		}
 	case "unsub":
 		s.unsubscribe(f)
-	case "publish":
-		s.publish(f)
-	case "presence":
+	case "publish", "presence":
+		if s.Who.Load().ReadOnly {
+			s.fail(f, feed.ErrDenied, "the session may only read")
+			return nil
+		}
+		if f.Type == "publish" {
+			s.publish(f)
+			return nil
+		}
 		if !s.hub.rooms.State(member{s.Conn}, s.rooms[f.Sub], f.State) {
 			s.fail(f, feed.ErrDenied, "there is no presence to change")
 		}
@@ -203,6 +209,7 @@ func (s *socket) handle(ctx context.Context, f frame.In) error {
 
 // authenticate accepts a credential, the first one or a newer one of the same account.
 func (s *socket) authenticate(ctx context.Context, f frame.In) error {
+	looked := s.hub.looked.Load()
 	who, err := s.hub.admit(s.Opened, f.Token)
 	if errors.Is(err, errRefused) {
 		s.fail(f, ErrAuth, "")
@@ -216,7 +223,7 @@ func (s *socket) authenticate(ctx context.Context, f frame.In) error {
 	if was != nil && was.Auth != nil && (who.Auth == nil || accountOf(was.Auth) != accountOf(who.Auth)) {
 		return feed.End(frame.CloseAuth, "another account needs another connection")
 	}
-	if err := s.hub.become(s.Conn, who); err != nil {
+	if err := s.hub.become(s.Conn, who, looked); err != nil {
 		return feed.End(frame.CloseLimit, err.Error())
 	}
 	at, err := s.hub.feed.Now(ctx)

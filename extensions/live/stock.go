@@ -251,13 +251,13 @@ func (h *Hub) lendClient(e *core.RealtimeConnectRequestEvent) error {
 	}
 	c.out = out
 	var ctx context.Context
-	c.conn, ctx = h.feed.NewConn(e.Request.Context(), e.Request, e.RealIP(), true, out)
+	c.conn, ctx = h.feed.NewConn(e.Request.Context(), e.Request, addressOf(e.RequestEvent), true, out)
 	defer c.conn.Fail(nil)
 	if !h.enter(c.conn) {
 		return &api.Problem{Code: ErrConnections, RetryAfter: time.Minute}
 	}
 	defer h.exit(c.conn)
-	if err := h.become(c.conn, &feed.Identity{}); err != nil {
+	if err := h.become(c.conn, &feed.Identity{}, 0); err != nil {
 		return &api.Problem{Code: ErrConnections, RetryAfter: time.Minute}
 	}
 	e.Request = e.Request.WithContext(ctx)
@@ -301,7 +301,8 @@ func (h *Hub) subscribeStock(e *core.RealtimeSubscribeRequestEvent) error {
 		who.Session, _ = e.Get(sessionKey).(string)
 	}
 	was := c.conn.Who.Load()
-	if err := h.become(c.conn, who); err != nil {
+	looked, _ := e.Request.Context().Value(lookedKey{}).(uint64)
+	if err := h.become(c.conn, who, looked); err != nil {
 		return &api.Problem{Code: ErrConnections, RetryAfter: time.Minute}
 	}
 	if was != nil && (was.Auth == nil) != (who.Auth == nil) {
@@ -310,6 +311,13 @@ func (h *Hub) subscribeStock(e *core.RealtimeSubscribeRequestEvent) error {
 	return e.Next()
 }
 
+// maxTopics bounds the body of a request that sets subscriptions, in bytes: PocketBase takes a thousand topics of 2,500
+// characters each.
+const maxTopics = 4 << 20
+
+// lookedKey is where a request that sets subscriptions says when it came.
+type lookedKey struct{}
+
 // lend wraps the router: a request that sets subscriptions finds its client in PocketBase's broker, as long as it lasts.
 func (h *Hub) lend(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -317,8 +325,9 @@ func (h *Hub) lend(next http.Handler) http.Handler {
 			next.ServeHTTP(w, r)
 			return
 		}
-		body, err := io.ReadAll(r.Body)
+		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxTopics))
 		r.Body = io.NopCloser(io.MultiReader(bytes.NewReader(body), failing{err}))
+		r = r.WithContext(context.WithValue(r.Context(), lookedKey{}, h.looked.Load()))
 		if c := h.clientOf(r, body); c != nil {
 			c.list(1)
 			defer c.list(-1)

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/pocketbase/pocketbase/core"
@@ -319,5 +320,71 @@ func TestRulesEqualTheRecordAPI(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// Whoever may not see a record does not learn of it by what becomes of other changes, or by what the next page removes.
+func TestPushTellsNothingOfOthersRecords(t *testing.T) {
+	f := start(t, options{policies: []string{"notes=reject"}})
+	ann, token := f.User(t, "ann@example.test")
+	bob, _ := f.User(t, "bob@example.test")
+	theirs := f.record("notes", map[string]any{"id": id("z1"), "title": "theirs", "owner": bob.Id})
+	deleted := f.record("notes", map[string]any{"id": id("z2"), "title": "theirs", "owner": bob.Id})
+	f.delete(deleted)
+	closed := core.NewBaseCollection("closed")
+	closed.Fields.Add(&core.TextField{Name: "title"})
+	closed.ListRule = new("title = 'open'")
+	f.save(closed)
+	hidden := f.record("closed", map[string]any{"title": "secret"})
+	told := map[string]string{}
+	for i, target := range []string{id("zzz"), theirs.Id, deleted.Id} {
+		d := f.device(token, fmt.Sprint("ann", i))
+		d.sync()
+		group := func(c map[string]any) map[string]any { return with(c, "group", "g") }
+		results, _, removes := d.sync(
+			group(update("1", target, map[string]any{"title": "x"})), group(create("2", id("a"), map[string]any{"title": "x", "owner": ann.Id})),
+			update("3", target, map[string]any{"title": "x"}), remove("4", target), update("5", target, map[string]any{"nonsense": 1}),
+		)
+		text := fmt.Sprint(removes)
+		for _, r := range results {
+			text += fmt.Sprintf(" %s %d %+v;", r.Status, r.V, *r.Reason)
+		}
+		told[strings.ReplaceAll(text, target, "ID")] = target
+	}
+	if len(told) != 1 {
+		t.Errorf("answers differ:\n%v", slices.Sorted(maps.Keys(told)))
+	}
+	d := f.device(token, "ann9")
+	for _, set := range []map[string]any{{"title": "x"}, {"nonsense": 1}} {
+		var answers []string
+		for i, target := range []string{id("never"), hidden.Id} {
+			change := create(fmt.Sprint(i, set), target, set)
+			change["collection"] = "closed"
+			r := d.ask(nil, nil, change).Results[0]
+			answers = append(answers, fmt.Sprintf("%s %+v", r.Status, *r.Reason))
+		}
+		if answers[0] != answers[1] {
+			t.Errorf("nobody may create these: %v", answers)
+		}
+	}
+}
+
+// What is wrong with a change is told, and kept, in a few lines, however much of it is wrong.
+func TestMistakesAreBounded(t *testing.T) {
+	f := start(t, options{})
+	ann, token := f.User(t, "ann@example.test")
+	note := f.record("notes", map[string]any{"title": "a", "owner": ann.Id})
+	d := f.device(token, "ann")
+	set := map[string]any{}
+	for i := range 5000 {
+		set[fmt.Sprint("f", i)] = 0
+	}
+	results, _, _ := d.sync(update("1", note.Id, set))
+	if r := results[0]; r.Status != push.Invalid || r.Reason == nil || len(r.Reason.Errors) == 0 || len(r.Reason.Errors) > 100 {
+		t.Errorf("%s with %d mistakes", r.Status, len(r.Reason.Errors))
+	}
+	var size int
+	if err := f.DB().NewQuery("SELECT length(result) FROM " + push.Table).Row(&size); err != nil || size > 20_000 {
+		t.Errorf("%d bytes are kept of it, %v", size, err)
 	}
 }

@@ -232,10 +232,11 @@ func Unsupported(c *core.Collection) string {
 // Caller is who syncs, on which device.
 type Caller struct {
 	Device string // names user and device; nobody can guess it
+	owner  string // names the user
 }
 
 // Key names the view of the device for one way of syncing. Those of different ways are independent.
-func (c Caller) Key(channel string) string { return c.Device + "/" + channel }
+func (c Caller) Key(channel string) string { return c.owner + "/" + c.Device + "/" + channel }
 
 // sessionKey is where the id of the session of a request stands.
 const sessionKey = "satchelSession"
@@ -257,8 +258,17 @@ func (s *Sync) Caller(e *core.RequestEvent) (Caller, error) {
 	if device == "" {
 		return Caller{}, api.Fail(ErrDevice, "")
 	}
-	sum := sha256.Sum256([]byte(e.Auth.Collection().Id + "/" + e.Auth.Id + "/" + device))
-	return Caller{Device: hex.EncodeToString(sum[:16])}, nil
+	return CallerOf(e.Auth, device), nil
+}
+
+// CallerOf is the caller with a device by name.
+func CallerOf(auth *core.Record, device string) Caller {
+	name := func(text string) string {
+		sum := sha256.Sum256([]byte(text))
+		return hex.EncodeToString(sum[:16])
+	}
+	account := auth.Collection().Id + "/" + auth.Id
+	return Caller{Device: name(account + "/" + device), owner: name(account)}
 }
 
 // Engine makes the pages.
@@ -284,10 +294,11 @@ func (s *Sync) Supported(e *core.RequestEvent, names ...string) error {
 	return nil
 }
 
-// Push notes that the device has changed the records, and executes the changes.
+// Push notes that the device has changed the records, and executes the changes. Refused ones are noted as settled, so that
+// the next page is the same whether there is a record that the caller does not see, or none.
 func (s *Sync) Push(e *core.RequestEvent, c Caller, d *view.Device, src *sight.Sight, list []push.Change) ([]push.Result, error) {
 	ctx := e.Request.Context()
-	byName := map[string][]string{}
+	byName, known := map[string][]string{}, map[string]view.Collection{}
 	for _, change := range list {
 		byName[change.Collection] = append(byName[change.Collection], change.ID)
 	}
@@ -305,8 +316,23 @@ func (s *Sync) Push(e *core.RequestEvent, c Caller, d *view.Device, src *sight.S
 		if _, err := s.deps.Log.HeadsOf(ctx, name, []string{}); err != nil { // completes the heads, outside of transactions
 			return nil, err
 		}
+		known[name] = vc
 	}
-	return s.pusher.Push(e, c.Device, src, list), nil
+	results := s.pusher.Push(e, c.Device, src, list)
+	refused := map[string][]string{}
+	for i, r := range results {
+		if r.Status != push.Applied && r.Status != push.Merged && r.Status != push.Retry {
+			refused[list[i].Collection] = append(refused[list[i].Collection], list[i].ID)
+		}
+	}
+	for name, ids := range refused {
+		if vc, ok := known[name]; ok {
+			if err := d.Settled(ctx, vc, ids...); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return results, nil
 }
 
 // Pull makes the next page, which holds nothing that a power failure could take back.

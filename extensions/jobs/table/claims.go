@@ -149,11 +149,48 @@ func Release(app core.App, epoch string, now time.Time) error {
 	return FreeHeld(app)
 }
 
-// FreeHeld makes held jobs ready that nobody would free: those whose lane is empty, and those of kinds that were unknown.
+// portion is how many jobs one statement changes that concerns many.
+const portion = 250
+
+// portions repeats a statement that changes {:n} rows at most until there are none left for it.
+func portions(app core.App, statement string, params dbx.Params) error {
+	params["n"] = portion
+	for {
+		res, err := app.NonconcurrentDB().NewQuery(statement).Bind(params).Execute()
+		if err != nil {
+			return err
+		}
+		if n, err := res.RowsAffected(); err != nil || n < portion {
+			return err
+		}
+	}
+}
+
+// each calls a statement for the jobs, of which it changes as many as others may wait for.
+func each(app core.App, statement string, params dbx.Params, ids []int64) error {
+	for some := range slices.Chunk(ids, portion) {
+		list, err := json.Marshal(some)
+		if err != nil {
+			return fmt.Errorf("marshal ids: %w", err)
+		}
+		params["ids"] = string(list)
+		if _, err := app.NonconcurrentDB().NewQuery(statement + ` AND id IN (SELECT value FROM json_each({:ids}))`).Bind(params).Execute(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// FreeHeld makes held jobs ready that nobody would free: those whose lane is empty, and those of kinds that were unknown. One
+// too many is held again.
 func FreeHeld(app core.App) error {
-	_, err := app.NonconcurrentDB().NewQuery(`UPDATE ` + Queue + ` SET state = 0 WHERE state = 4 AND NOT EXISTS (
+	var ids []int64
+	err := app.ConcurrentDB().NewQuery(`SELECT id FROM ` + Queue + ` WHERE state = 4 AND NOT EXISTS (
 		SELECT 1 FROM ` + Queue + ` AS other WHERE other.kind = ` + Queue + `.kind AND other.lane = ` + Queue + `.lane
-			AND other.lane <> '' AND other.state = 1)`).Execute()
+			AND other.lane <> '' AND other.state = 1)`).Column(&ids)
+	if err == nil {
+		err = each(app, `UPDATE `+Queue+` SET state = 0 WHERE +state = 4`, dbx.Params{}, ids)
+	}
 	if err != nil {
 		return fmt.Errorf("free held jobs: %w", err)
 	}
@@ -171,9 +208,12 @@ func Move(app core.App, queueOf func(kind string) string) error {
 		if to == "" || to == p.Queue {
 			continue
 		}
-		_, err := app.NonconcurrentDB().NewQuery(`UPDATE ` + Queue + ` SET queue = {:to} WHERE kind = {:kind} AND queue = {:from} AND state <> 1`).
-			Bind(dbx.Params{"to": to, "kind": p.Kind, "from": p.Queue}).Execute()
-		if err != nil {
+		var ids []int64
+		params := dbx.Params{"to": to, "kind": p.Kind, "from": p.Queue}
+		if err := app.ConcurrentDB().NewQuery(`SELECT id FROM ` + Queue + ` WHERE kind = {:kind} AND queue = {:from} AND state <> 1`).Bind(params).Column(&ids); err != nil {
+			return fmt.Errorf("find jobs in another queue: %w", err)
+		}
+		if err := each(app, `UPDATE `+Queue+` SET queue = {:to} WHERE +state <> 1`, params, ids); err != nil {
 			return fmt.Errorf("move jobs to another queue: %w", err)
 		}
 	}

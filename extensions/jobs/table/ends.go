@@ -174,6 +174,20 @@ func Resume(tx core.App, queue string) error {
 	return nil
 }
 
+// Clear does most of Forget, in short transactions.
+func Clear(app core.App, collection, owner string) error {
+	of := dbx.Params{"owner": owner, "collection": collection}
+	for _, s := range []string{
+		`DELETE FROM ` + History + ` WHERE id IN (SELECT id FROM ` + History + ` WHERE owner = {:owner} AND owner_collection = {:collection} AND owner <> '' LIMIT {:n})`,
+		`DELETE FROM ` + Queue + ` WHERE id IN (SELECT id FROM ` + Queue + ` WHERE owner = {:owner} AND owner_collection = {:collection} AND owner <> '' AND state <> 1 LIMIT {:n})`,
+	} {
+		if err := portions(app, s, of); err != nil {
+			return fmt.Errorf("forget most jobs of owner: %w", err)
+		}
+	}
+	return nil
+}
+
 // Forget removes the jobs of an owner that nobody works on, and what names the owner in the others.
 func Forget(tx core.App, collection, owner string) error {
 	of := dbx.HashExp{"owner": owner, "owner_collection": collection}
@@ -185,30 +199,6 @@ func Forget(tx core.App, collection, owner string) error {
 	}
 	if _, err := tx.NonconcurrentDB().Update(Queue, dbx.Params{"owner_collection": "", "owner": ""}, of).Execute(); err != nil {
 		return fmt.Errorf("forget owner of jobs: %w", err)
-	}
-	return nil
-}
-
-// Rewrite changes the payloads of a kind that are not sealed.
-func Rewrite(tx core.App, kind string, change func(payload []byte) ([]byte, error)) error {
-	var rows []struct {
-		ID      int64  `db:"id"`
-		Payload string `db:"payload"`
-	}
-	if err := tx.NonconcurrentDB().NewQuery(`SELECT id, payload FROM ` + Queue + ` WHERE kind = {:kind} AND sealed = 0`).Bind(dbx.Params{"kind": kind}).All(&rows); err != nil {
-		return fmt.Errorf("list jobs: %w", err)
-	}
-	for _, r := range rows {
-		payload, err := change([]byte(r.Payload))
-		if err != nil {
-			return err
-		}
-		if string(payload) == r.Payload {
-			continue
-		}
-		if _, err := tx.NonconcurrentDB().Update(Queue, dbx.Params{"payload": string(payload)}, dbx.HashExp{"id": r.ID}).Execute(); err != nil {
-			return fmt.Errorf("rewrite job: %w", err)
-		}
 	}
 	return nil
 }

@@ -38,6 +38,8 @@ type Identity struct {
 	Token   string
 	Session string // id, empty for a token without one
 	Expires time.Time
+
+	ReadOnly bool // it may say nothing
 }
 
 // Message is one that is no event: a frame, or a message of the stock contract.
@@ -66,7 +68,7 @@ type unit struct {
 type Conn struct {
 	ID      string
 	Stock   bool          // speaks the stock contract
-	Address string        // of the client
+	Address string        // of the client, as it is counted
 	Opened  *http.Request // which opened it
 
 	Who      atomic.Pointer[Identity] // nil before the client has said

@@ -11,9 +11,16 @@ import (
 // that it was sent. The zero value is ready; it is safe for concurrent use.
 type Set struct {
 	mu    sync.Mutex
-	known map[string]int64
+	known map[string]place
 	order []string // a ring of the known, with others that were removed since
 	next  int
+}
+
+// place is the version that was sent, and where in the ring the record stands now: it may have stood in another place before
+// it was removed.
+type place struct {
+	version int64
+	at      int
 }
 
 // Has reports whether the client holds a record.
@@ -28,32 +35,41 @@ func (s *Set) Has(id string) bool {
 func (s *Set) Until(id string, version int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	at, ok := s.known[id]
-	return ok && at <= version
+	p, ok := s.known[id]
+	return ok && p.version <= version
 }
 
 // Add remembers a record; beyond the limit the oldest is forgotten.
 func (s *Set) Add(id string, version int64, limit int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, ok := s.known[id]; ok || limit <= 0 {
+	if p, ok := s.known[id]; ok || limit <= 0 {
 		if ok {
-			s.known[id] = version
+			s.known[id] = place{version, p.at}
 		}
 		return
 	}
 	if s.known == nil {
-		s.known = map[string]int64{}
+		s.known = map[string]place{}
 	}
 	if len(s.order) < limit {
+		s.known[id] = place{version, len(s.order)}
 		s.order = append(s.order, id)
-	} else {
-		s.next %= len(s.order)
-		delete(s.known, s.order[s.next])
-		s.order[s.next] = id
-		s.next++
+		return
 	}
-	s.known[id] = version
+	s.next %= len(s.order)
+	if s.current(s.next) {
+		delete(s.known, s.order[s.next])
+	}
+	s.known[id] = place{version, s.next}
+	s.order[s.next] = id
+	s.next++
+}
+
+// current reports whether the record in a place of the ring is known, and stands there now.
+func (s *Set) current(at int) bool {
+	p, ok := s.known[s.order[at]]
+	return ok && p.at == at
 }
 
 // Remove forgets a record that the client was told to forget.
@@ -81,8 +97,15 @@ func (s *Set) List() []string {
 func (s *Set) Relist() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.order = slices.DeleteFunc(s.order, func(id string) bool { _, ok := s.known[id]; return !ok })
-	s.next = 0
+	kept := make([]string, 0, len(s.known))
+	for i := range s.order {
+		at := (s.next + i) % len(s.order) // the oldest first
+		if id := s.order[at]; s.current(at) {
+			s.known[id] = place{s.known[id].version, len(kept)}
+			kept = append(kept, id)
+		}
+	}
+	s.order, s.next = kept, 0
 }
 
 // Clear forgets everything.

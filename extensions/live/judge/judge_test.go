@@ -215,6 +215,14 @@ func TestFilterReadsNothingHidden(t *testing.T) {
 			t.Errorf("%s is evaluated in memory", filter)
 		}
 	}
+	for _, filter := range []string{"email = 'eve@example.test'", "email != ''"} { // addresses are hidden one by one
+		if _, ok := judge.InMemory(viewers[1].Collection(), nil, filter, viewers[1]); ok {
+			t.Errorf("%s is evaluated in memory", filter)
+		}
+	}
+	if _, ok := judge.InMemory(viewers[1].Collection(), new("email != ''"), "", viewers[1]); !ok {
+		t.Error("a rule may read addresses")
+	}
 	if _, ok := judge.InMemory(things, nil, "secret = 's'", viewers[3]); !ok {
 		t.Error("a superuser may read hidden fields")
 	}

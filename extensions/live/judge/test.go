@@ -193,7 +193,8 @@ func (p parser) operand(token fexpr.Token) (operand, bool) {
 		return operand{literal: text}, true
 	}
 	if field := p.collection.Fields.GetByName(token.Literal); field != nil {
-		if field.GetHidden() && !p.hidden {
+		address := p.collection.IsAuth() && field.GetName() == core.FieldNameEmail // of some accounts it is hidden
+		if (field.GetHidden() || address) && !p.hidden {
 			return operand{}, false
 		}
 		kind, ok := kindOf(field)

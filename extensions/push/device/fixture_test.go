@@ -59,14 +59,16 @@ func start(t testing.TB, change func(*pushConfig), more ...extensions.Extension)
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
+	queue := jobs.New(settings.Defaults[jobs.Config]())
 	p := push.New(cfg, push.Deps{
-		Vault: vault, Ended: login.HasEnded, Over: login.Over, Endings: login.Ended, Jobs: jobs.New(settings.Defaults[jobs.Config]()),
+		Vault: vault, Ended: login.HasEnded, Over: login.Over, Endings: login.Ended, Jobs: queue,
 		Acting: func(e *core.RequestEvent) bool { c := sessions.Current(e); return c != nil && c.Actor != nil },
 	})
 	cache := settings.Defaults[authcache.Config]()
 	f := &fixture{registry: p.Devices(), sessions: sess, version: db.TableVersion}
 	f.App = apptest.Open(t, db.Connect, append(more, api.New(settings.Defaults[api.Config]()), store.New(db), audit.New(audit.Config{}, log, nil),
-		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, sess.Verify)), sess.Extension(), p.Extension())...)
+		authcache.New(cache, authcache.NewCache(cache, db.TableVersion, sess.Verify)), sess.Extension(),
+		queue.Extension(jobs.Deps{Vault: vault}), p.Extension())...)
 	f.ada, _ = f.User(t, "ada@example.test")
 	f.bob, _ = f.User(t, "bob@example.test")
 	return f

@@ -308,21 +308,27 @@ func (r *Registry) Sweep(ctx context.Context, app core.App) error {
 		dbx.Params{"before": now.Add(-Keep).UnixMilli(), "dead": now.Add(-Stale).UnixMilli()})
 }
 
-// sweep deletes the rows that a condition finds, and writes only if there are any.
+// sweep deletes the rows that a condition finds. It looks for them while others write, and writes only if there are any.
 func (r *Registry) sweep(ctx context.Context, app core.App, from, where string, params dbx.Params) error {
-	chunk := fmt.Sprintf(`rowid IN (SELECT rowid FROM %s WHERE %s ORDER BY rowid LIMIT %d)`, from, where, sweepChunk)
+	params["after"], params["n"] = int64(0), sweepChunk
 	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		var found bool
-		if err := app.ConcurrentDB().NewQuery(`SELECT EXISTS (SELECT 1 FROM ` + from + ` WHERE ` + where + `)`).Bind(params).Row(&found); err != nil {
+		var ids []int64
+		err := app.ConcurrentDB().NewQuery(`SELECT rowid FROM ` + from + ` WHERE rowid > {:after} AND (` + where + `) ORDER BY rowid LIMIT {:n}`).
+			Bind(params).WithContext(ctx).Column(&ids)
+		if err != nil {
 			return fmt.Errorf("find old rows of %s: %w", from, err)
 		}
-		if !found {
+		if len(ids) == 0 {
 			return nil
 		}
-		err := app.RunInTransaction(func(tx core.App) error {
+		params["after"] = ids[len(ids)-1]
+		list, err := json.Marshal(ids)
+		if err != nil {
+			return fmt.Errorf("encode ids: %w", err)
+		}
+		params["ids"] = string(list)
+		chunk := `rowid IN (SELECT value FROM json_each({:ids})) AND (` + where + `)`
+		err = app.RunInTransaction(func(tx core.App) error {
 			if from == table {
 				return forget(tx, chunk, params)
 			}

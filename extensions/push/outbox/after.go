@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/pocketbase/dbx"
@@ -12,7 +13,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/push/credentials"
-	"github.com/satchelbase/satchel/extensions/push/personal"
+	"github.com/satchelbase/satchel/extensions/push/ending"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 )
 
@@ -39,17 +40,22 @@ func (o *Outbox) fetchReceipts(ctx context.Context, _ *jobs.Job, in receipts) er
 	var pending []result
 	var rows []any
 	err = o.app.RunInTransaction(func(tx core.App) error {
+		found, err := receivers(tx, ids)
+		if err != nil {
+			return err
+		}
 		for i, a := range answers {
 			p := in.Pushes[i]
 			id, err := parse(p.Message)
-			if err != nil {
+			device := found[p.ID]
+			if err != nil || device == "" {
 				continue
 			}
 			state := 0
 			switch a.Outcome {
 			case sender.Dead:
 				state = dead
-				if err := o.deps.Devices.Dead(tx, p.Device, p.Sent, a.Code); err != nil {
+				if err := o.deps.Devices.Dead(tx, device, p.Sent, a.Code); err != nil {
 					return err
 				}
 			case sender.Rejected, sender.Unauthorized:
@@ -57,11 +63,11 @@ func (o *Outbox) fetchReceipts(ctx context.Context, _ *jobs.Job, in receipts) er
 			case sender.Retry:
 				again, wait = true, max(wait, a.After)
 			case sender.Pending:
-				pending = append(pending, result{message: id, device: p.Device, provider: p.ID, since: p.Sent})
+				pending = append(pending, result{message: id, provider: p.ID, since: p.Sent})
 			case sender.Accepted:
 			}
 			if state != 0 {
-				rows = append(rows, []any{id, p.Device, state, a.Code})
+				rows = append(rows, []any{id, device, state, a.Code})
 			}
 		}
 		if again { // all of them, when it can be asked
@@ -80,6 +86,29 @@ func (o *Outbox) fetchReceipts(ctx context.Context, _ *jobs.Job, in receipts) er
 	return err
 }
 
+// receivers are the devices of accepted pushes, by the ids of the provider. What was erased is not there.
+func receivers(tx core.App, ids []string) (map[string]string, error) {
+	text, err := json.Marshal(ids)
+	if err != nil {
+		return nil, fmt.Errorf("encode receipts: %w", err)
+	}
+	var rows []struct {
+		Provider string `db:"provider"`
+		Device   string `db:"device"`
+	}
+	err = tx.NonconcurrentDB().NewQuery(`SELECT d.provider, d.device FROM json_each({:ids}) AS e CROSS JOIN ` + deliveriesTable + ` AS d
+		ON d.provider = e.value AND d.platform = 'expo' AND d.provider <> '' WHERE d.state = {:accepted}`).
+		Bind(dbx.Params{"ids": string(text), "accepted": accepted}).All(&rows)
+	if err != nil {
+		return nil, fmt.Errorf("find deliveries of receipts: %w", err)
+	}
+	found := make(map[string]string, len(rows))
+	for _, r := range rows {
+		found[r.Provider] = r.Device
+	}
+	return found, nil
+}
+
 // amend writes what receipts say, and the totals that change with it.
 func (o *Outbox) amend(tx core.App, rows []any) error {
 	if len(rows) == 0 {
@@ -96,58 +125,16 @@ func (o *Outbox) amend(tx core.App, rows []any) error {
 	if err != nil {
 		return fmt.Errorf("write receipts: %w", err)
 	}
-	summed := map[int64]bool{}
-	for _, id := range messages {
-		if !summed[id] {
-			summed[id] = true
-			if err := o.resum(tx, id); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	slices.Sort(messages)
+	return o.ends().Changed(tx, slices.Compact(messages), ending.Settle)
 }
-
-// resum counts again if the message has totals.
-func (o *Outbox) resum(tx core.App, id int64) error {
-	r, err := find(tx, id)
-	if errors.Is(err, errNone) || err == nil && r.Totals == "" {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return o.sum(tx, id)
-}
-
-const (
-	// sweepRows bounds one transaction, which others wait for.
-	sweepRows = 2000
-
-	// sweepPause lets others write between two of them.
-	sweepPause = 50 * time.Millisecond
-)
 
 // sweep ends what lost its job, and forgets what is old.
 func (o *Outbox) sweep(ctx context.Context, _ *jobs.Job, _ struct{}) error {
-	if err := o.mend(ctx); err != nil {
+	if err := errors.Join(o.mend(ctx), o.ends().Mend(ctx, o.app)); err != nil {
 		return err
 	}
-	for more := true; more; {
-		err := o.app.RunInTransaction(func(tx core.App) (err error) {
-			more, err = o.forget(tx)
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(sweepPause):
-		}
-	}
-	return nil
+	return o.ends().Forget(ctx, o.app, ending.Keep{Rows: o.cfg.Keep, Sums: o.cfg.KeepSums})
 }
 
 // mend ends chunks and fan-outs whose jobs have ended without doing so: an operator has cancelled them, or they are dead.
@@ -158,8 +145,10 @@ func (o *Outbox) mend(ctx context.Context) error {
 		Job     string `db:"job"`
 		Devices string `db:"devices"`
 	}
-	err := o.app.ConcurrentDB().NewQuery(`SELECT id, message, job, devices FROM ` + chunksTable + ` WHERE due_at < {:past}`).
-		Bind(dbx.Params{"past": o.now().Add(-time.Minute).UnixMilli()}).WithContext(ctx).All(&chunks)
+	// Those of a message that was cancelled are stopped by what ends it.
+	const ours = `NOT EXISTS (SELECT 1 FROM ` + messagesTable + ` AS m WHERE m.id = message AND m.state = {:cancelled})`
+	err := o.app.ConcurrentDB().NewQuery(`SELECT id, message, job, devices FROM ` + chunksTable + ` WHERE due_at < {:past} AND ` + ours).
+		Bind(dbx.Params{"past": o.now().Add(-time.Minute).UnixMilli(), "cancelled": cancelled}).WithContext(ctx).All(&chunks)
 	if err != nil {
 		return fmt.Errorf("list chunks: %w", err)
 	}
@@ -171,8 +160,8 @@ func (o *Outbox) mend(ctx context.Context) error {
 			continue
 		}
 		err := o.app.RunInTransaction(func(tx core.App) error {
-			params := dbx.Params{"id": c.ID, "message": c.Message, "devices": c.Devices, "failed": failed, "queued": queued, "now": o.now().UnixMilli()}
-			if n, err := exec(tx, `DELETE FROM `+chunksTable+` WHERE id = {:id}`, params); err != nil || n == 0 {
+			params := dbx.Params{"id": c.ID, "message": c.Message, "devices": c.Devices, "failed": failed, "queued": queued, "cancelled": cancelled, "now": o.now().UnixMilli()}
+			if n, err := exec(tx, `DELETE FROM `+chunksTable+` WHERE id = {:id} AND `+ours, params); err != nil || n == 0 {
 				return err
 			}
 			if _, err := exec(tx, `UPDATE `+deliveriesTable+` SET state = {:failed}, code = 'abandoned', at = {:now}
@@ -210,64 +199,4 @@ func (o *Outbox) over(job string) (bool, error) {
 		return true, nil
 	}
 	return err == nil && s.Ended(), err
-}
-
-// forget removes some old rows, and reports whether there may be more: the deliveries and texts of a message, of which the
-// totals stay, and later these.
-func (o *Outbox) forget(tx core.App) (more bool, err error) {
-	now := o.now()
-	var old int64
-	err = tx.NonconcurrentDB().NewQuery(`SELECT coalesce(min(id), 0) FROM (SELECT id FROM ` + messagesTable + `
-		WHERE done_at > 0 AND spec <> '' AND done_at < {:before} ORDER BY done_at LIMIT 1)`).
-		Bind(dbx.Params{"before": now.Add(-o.cfg.Keep).UnixMilli()}).Row(&old)
-	if err != nil {
-		return false, fmt.Errorf("look for old messages: %w", err)
-	}
-	if old != 0 {
-		if err := o.archive(tx, old); err != nil {
-			return false, err
-		}
-		return true, nil
-	}
-	params := dbx.Params{"before": now.Add(-o.cfg.KeepSums).UnixMilli() << 21, "n": sweepRows, "hour": now.Add(-time.Hour).UnixMilli()}
-	// Ids grow with the time at which the message was asked for. One for a time far ahead is younger than its texts.
-	n, err := exec(tx, `DELETE FROM `+messagesTable+` WHERE id IN (SELECT id FROM `+messagesTable+` WHERE id < {:before} AND state >= 2 AND spec = '' ORDER BY id LIMIT {:n})`, params)
-	if err != nil {
-		return false, fmt.Errorf("forget totals: %w", err)
-	}
-	if _, err := exec(tx, `DELETE FROM `+hintsTable+` WHERE device IN (SELECT device FROM `+hintsTable+` WHERE since < {:hour} LIMIT {:n})`, params); err != nil {
-		return false, fmt.Errorf("forget hints: %w", err)
-	}
-	return n == sweepRows, nil
-}
-
-// archive makes totals of some deliveries of a message, and at last of the message.
-func (o *Outbox) archive(tx core.App, id int64) error {
-	r, err := find(tx, id)
-	if err != nil {
-		return err
-	}
-	if r.Fanned < 2 { // once, before the first rows go
-		if err := o.sum(tx, id); err != nil {
-			return err
-		}
-		if _, err := exec(tx, `UPDATE `+messagesTable+` SET fanned = 2 WHERE id = {:id}`, dbx.Params{"id": id}); err != nil {
-			return fmt.Errorf("begin to forget message: %w", err)
-		}
-	}
-	n, err := exec(tx, `DELETE FROM `+deliveriesTable+` WHERE message = {:id} AND device IN (SELECT device FROM `+deliveriesTable+` WHERE message = {:id} LIMIT {:n})`,
-		dbx.Params{"id": id, "n": sweepRows})
-	if err != nil {
-		return fmt.Errorf("forget deliveries: %w", err)
-	}
-	if n == sweepRows {
-		return nil
-	}
-	if err := personal.Unname(tx, id); err != nil {
-		return err
-	}
-	if _, err := exec(tx, `UPDATE `+messagesTable+` SET spec = '' WHERE id = {:id}`, dbx.Params{"id": id}); err != nil {
-		return fmt.Errorf("forget texts: %w", err)
-	}
-	return nil
 }

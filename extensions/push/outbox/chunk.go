@@ -129,6 +129,9 @@ func (o *Outbox) load(ctx context.Context, id int64) (*shipment, error) {
 	if s.row, err = find(o.app, c.Message); err != nil {
 		return nil, err
 	}
+	if s.row.State == cancelled { // which stops the chunk soon
+		return nil, nil //nolint:nilnil // as above
+	}
 	if s.m, err = s.row.message(); err != nil {
 		return nil, err
 	}
@@ -292,7 +295,8 @@ func (s *shipment) postpone(later map[time.Time][]string, now []device.Device, c
 		return fmt.Errorf("encode devices: %w", err)
 	}
 	err = s.app.RunInTransaction(func(tx core.App) error {
-		n, err := exec(tx, `UPDATE `+chunksTable+` SET devices = {:devices} WHERE id = {:id}`, dbx.Params{"id": s.id, "devices": string(text)})
+		n, err := exec(tx, `UPDATE `+chunksTable+` SET devices = {:devices} WHERE id = {:id} AND EXISTS (SELECT 1 FROM `+messagesTable+` AS m WHERE m.id = message AND m.state <> {:cancelled})`,
+			dbx.Params{"id": s.id, "devices": string(text), "cancelled": cancelled})
 		if err != nil || n == 0 { // cancelled
 			return err
 		}
@@ -351,6 +355,10 @@ func (s *shipment) ship(parcels []parcel) (wait time.Duration, err error) {
 				return 0, err
 			}
 		}
+		over, err := s.cancelled()
+		if err != nil || over {
+			return 0, errors.Join(err, s.writer.Wait(append(batches, s.writer.Add(s.decided, nil))...))
+		}
 		results := s.send(p)
 		for _, r := range results {
 			if r.state == queued {
@@ -371,6 +379,16 @@ func (s *shipment) ship(parcels []parcel) (wait time.Duration, err error) {
 		return 0, err
 	}
 	return max(wait, backoff(s.attempt)), nil
+}
+
+// cancelled reports whether the message was cancelled meanwhile.
+func (s *shipment) cancelled() (is bool, err error) {
+	err = s.app.ConcurrentDB().NewQuery(`SELECT state = {:cancelled} FROM ` + messagesTable + ` WHERE id = {:id}`).
+		Bind(dbx.Params{"id": s.row.ID, "cancelled": cancelled}).WithContext(s.ctx).Row(&is)
+	if err != nil {
+		return false, fmt.Errorf("look whether the message was cancelled: %w", err)
+	}
+	return is, nil
 }
 
 // end writes the last results once the others are written, and removes the chunk with them.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -16,7 +17,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/push/batch"
 	"github.com/satchelbase/satchel/extensions/push/credentials"
 	"github.com/satchelbase/satchel/extensions/push/device"
-	"github.com/satchelbase/satchel/extensions/push/ledger"
+	"github.com/satchelbase/satchel/extensions/push/ending"
 	"github.com/satchelbase/satchel/extensions/push/sender"
 	"github.com/satchelbase/satchel/extensions/push/template"
 	"github.com/satchelbase/satchel/extensions/push/track"
@@ -184,8 +185,10 @@ func (o *Outbox) save(list []*batch.Batch[result]) error {
 		var receipts []result
 		now := o.now()
 		var lost []any
+		of := map[int64]bool{}
 		for _, b := range list {
 			for _, r := range b.Rows {
+				of[r.message] = true
 				rows = append(rows, []any{r.message, r.device, r.state, r.attempts, r.code, r.provider, string(r.platform)})
 				if r.state == dead {
 					if err := o.deps.Devices.Dead(tx, r.device, r.since, r.code); err != nil {
@@ -201,6 +204,9 @@ func (o *Outbox) save(list []*batch.Batch[result]) error {
 			}
 		}
 		if err := o.record(tx, rows, now); err != nil {
+			return err
+		}
+		if err := o.ends().Changed(tx, slices.Collect(maps.Keys(of)), ending.Settle); err != nil { // late for one that was cancelled
 			return err
 		}
 		if err := o.release(tx, lost); err != nil {
@@ -251,23 +257,8 @@ func (o *Outbox) record(tx core.App, rows []any, now time.Time) error {
 	return nil
 }
 
-// sum writes the totals of a message that has ended.
-func (o *Outbox) sum(tx core.App, id int64) error {
-	t, err := ledger.Count(tx, id)
-	if err != nil {
-		return err
-	}
-	text, err := json.Marshal(t)
-	if err != nil {
-		return fmt.Errorf("encode totals: %w", err)
-	}
-	if _, err := exec(tx, `UPDATE `+messagesTable+` SET totals = {:totals} WHERE id = {:id}`, dbx.Params{"id": id, "totals": string(text)}); err != nil {
-		return fmt.Errorf("write totals: %w", err)
-	}
-	return nil
-}
-
-// receipts is what the job that asks for them is given: accepted pushes by the provider's ids.
+// receipts is what the job that asks for them is given: accepted pushes by the provider's ids, which lead to the devices as
+// long as the deliveries have them.
 type receipts struct {
 	Round  int       `json:"round"`
 	Pushes []receipt `json:"pushes"`
@@ -275,7 +266,6 @@ type receipts struct {
 
 type receipt struct {
 	Message string    `json:"message"`
-	Device  string    `json:"device"`
 	ID      string    `json:"id"`
 	Sent    time.Time `json:"sent"`
 }
@@ -286,7 +276,7 @@ func (o *Outbox) askReceipts(tx core.App, list []result, round int) error {
 	}
 	in := receipts{Round: round}
 	for _, r := range list {
-		in.Pushes = append(in.Pushes, receipt{serial.Format(r.message), r.device, r.provider, r.since})
+		in.Pushes = append(in.Pushes, receipt{serial.Format(r.message), r.provider, r.since})
 	}
 	_, err := o.deps.Jobs.Enqueue(tx, receiptKind, in, jobs.Options{Delay: receiptWaits()[round]})
 	return err

@@ -2,69 +2,36 @@ package outbox
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
-	"slices"
 
-	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/apis"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/router"
 
-	"github.com/satchelbase/satchel/extensions/internal/serial"
+	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/push/personal"
 	"github.com/satchelbase/satchel/extensions/push/track"
 )
 
 // personal is what erases accounts from messages.
 func (o *Outbox) personal() personal.Outbox {
-	return personal.Outbox{End: o.end, Unreceipt: o.unreceipt, Inbox: o.inbox.Forget}
+	return personal.Outbox{End: o.ends().Erase, Inbox: o.inbox.Forget, Later: func(tx core.App, collection string) error {
+		_, err := o.deps.Jobs.Enqueue(tx, eraseKind, erasure{collection}, jobs.Options{})
+		return err
+	}}
+}
+
+// erasure is what the job is given that erases the accounts of a deleted collection.
+type erasure struct {
+	Collection string `json:"collection"`
+}
+
+func (o *Outbox) eraseAll(ctx context.Context, _ *jobs.Job, in erasure) error {
+	return o.personal().Rest(ctx, o.app, in.Collection)
 }
 
 // Clear does most of the work of erasing an account from messages before it is deleted; the rest happens with it.
 func (o *Outbox) Clear(ctx context.Context, app core.App, account *core.Record) error {
 	return o.personal().Clear(ctx, app, account)
-}
-
-// end leaves nothing of a message but its totals.
-func (o *Outbox) end(tx core.App, id int64) error {
-	r, err := find(tx, id)
-	if err != nil {
-		return err
-	}
-	if r.State < done {
-		if _, err := o.Cancel(tx, serial.Format(id)); err != nil {
-			return err
-		}
-	} else if r.Fanned < 2 {
-		if err := o.sum(tx, id); err != nil {
-			return err
-		}
-	}
-	p := dbx.Params{"id": id}
-	if _, err := exec(tx, `DELETE FROM `+deliveriesTable+` WHERE message = {:id}`, p); err != nil {
-		return fmt.Errorf("erase deliveries: %w", err)
-	}
-	if _, err := exec(tx, `UPDATE `+messagesTable+` SET spec = '', key = '', digest = zeroblob(32), fanned = 2 WHERE id = {:id}`, p); err != nil {
-		return fmt.Errorf("erase message: %w", err)
-	}
-	return nil
-}
-
-// unreceipt takes devices out of what the jobs for receipts are given.
-func (o *Outbox) unreceipt(tx core.App, devices []string) error {
-	return o.deps.Jobs.Rewrite(tx, receiptKind, func(payload []byte) ([]byte, error) {
-		var in receipts
-		if err := json.Unmarshal(payload, &in); err != nil {
-			return nil, fmt.Errorf("read receipts: %w", err)
-		}
-		n := len(in.Pushes)
-		in.Pushes = slices.DeleteFunc(in.Pushes, func(p receipt) bool { return slices.Contains(devices, p.Device) })
-		if len(in.Pushes) == n {
-			return payload, nil
-		}
-		return json.Marshal(in)
-	})
 }
 
 // Routes adds the routes to the group /api/v1/push.

@@ -26,6 +26,7 @@ const (
 	receiptKind = "push.receipts"
 	sweepKind   = "push.sweep"
 	inboxKind   = "push.inbox"
+	eraseKind   = "push.erase"
 
 	// chunkSize is how many devices one job sends to.
 	chunkSize = 500
@@ -45,6 +46,8 @@ func (o *Outbox) kinds() []jobs.Kind {
 			Kind: chunkKind, Queue: Queue, Attempts: attempts, FirstWait: firstWait, LongestWait: longestWait,
 			Timeout: 10 * time.Minute, Work: o.sendChunk,
 		}),
+		o.ends().Define(Queue),
+		jobs.Define(jobs.Spec[erasure]{Kind: eraseKind, Queue: Queue, Priority: 7, Attempts: 25, Timeout: jobs.NoTimeout, Resumable: true, Work: o.eraseAll}),
 		jobs.Define(jobs.Spec[receipts]{Kind: receiptKind, Queue: Queue, Priority: 8, Attempts: 5, FirstWait: time.Minute, Work: o.fetchReceipts}),
 		jobs.Define(jobs.Spec[struct{}]{Kind: sweepKind, Queue: Queue, Priority: 9, Attempts: 1, Timeout: 10 * time.Minute, Cron: "*/5 * * * *", Work: o.sweep}),
 		jobs.Define(jobs.Spec[struct{}]{Kind: inboxKind, Queue: Queue, Priority: 9, Attempts: 1, Timeout: 10 * time.Minute, Cron: "17 * * * *", Work: o.sweepInbox}),
@@ -294,5 +297,5 @@ func (o *Outbox) finish(tx core.App, id int64, fanned bool) error {
 	if n == 0 {
 		return nil
 	}
-	return o.sum(tx, id)
+	return o.ends().Total(tx, id)
 }

@@ -3,6 +3,7 @@ package outbox_test
 import (
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
+	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/api"
 	"github.com/satchelbase/satchel/extensions/audit"
 	"github.com/satchelbase/satchel/extensions/changes"
@@ -54,6 +56,10 @@ type fixture struct {
 type options struct {
 	cfg  func(*push.Config)
 	deps func(*push.Deps)
+
+	// dir is a data folder that another fixture has left, and connect another way to open the databases.
+	dir     string
+	connect func(core.DBConnectFunc) core.DBConnectFunc
 
 	// stubs starts more of them, with the certificates and the inbox of the others.
 	stubs func(authority *loopback.Authority, box *inbox.Inbox, cfg *push.Config)
@@ -115,12 +121,43 @@ func start(t testing.TB, o options) *fixture {
 	f.push = push.New(cfg, deps)
 	ops := operations.New()
 	ops.Add(f.push.Operations(), console.Operations(f.jobs))
-	f.App = apptest.Open(t, db.Connect, api.New(settings.Defaults[api.Config]()), store.New(db), clog.Extension(),
-		f.jobs.Extension(jobs.Deps{Vault: f.vault}), ops.Extension(operations.Deps{Audit: func(core.App, audit.Entry) error { return nil }}), f.push.Extension())
+	connect := core.DBConnectFunc(db.Connect)
+	if o.connect != nil {
+		connect = o.connect(connect)
+	}
+	list := []extensions.Extension{
+		api.New(settings.Defaults[api.Config]()), store.New(db), clog.Extension(),
+		f.jobs.Extension(jobs.Deps{Vault: f.vault}), ops.Extension(operations.Deps{Audit: func(core.App, audit.Entry) error { return nil }}), f.push.Extension(),
+	}
+	if o.dir != "" {
+		f.App = reopen(t, o.dir, connect, list)
+		return f
+	}
+	f.App = apptest.Open(t, connect, list...)
 	_, f.root = f.Superuser(t)
 	f.connect(t, credentials.Set{APNs: &sut.Credentials{Key: string(f.apns.P8()), KeyID: apns.KeyID, TeamID: apns.TeamID, Topic: apns.Topic}})
 	f.connect(t, credentials.Set{Expo: &expoSender.Credentials{}})
 	return f
+}
+
+// reopen starts with what another process has left.
+func reopen(t testing.TB, dir string, connect core.DBConnectFunc, list []extensions.Extension) *apptest.App {
+	t.Helper()
+	app := core.NewBaseApp(core.BaseAppConfig{DataDir: dir, DBConnect: connect})
+	h := &extensions.Host{App: app, Version: "test", Logger: slog.New(slog.DiscardHandler)}
+	if err := extensions.Install(h, list); err != nil {
+		t.Fatal(err)
+	}
+	if err := app.Bootstrap(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		e := &core.TerminateEvent{App: app}
+		if err := app.OnTerminate().Trigger(e, func(*core.TerminateEvent) error { return app.ClearBootstrap() }); err != nil {
+			t.Errorf("terminate: %v", err)
+		}
+	})
+	return &apptest.App{App: app, Host: h, URL: apptest.Serve(t, app)}
 }
 
 func (f *fixture) connect(t testing.TB, set credentials.Set) {

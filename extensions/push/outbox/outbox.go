@@ -32,6 +32,7 @@ import (
 	"github.com/satchelbase/satchel/extensions/jobs"
 	"github.com/satchelbase/satchel/extensions/push/batch"
 	"github.com/satchelbase/satchel/extensions/push/device"
+	"github.com/satchelbase/satchel/extensions/push/ending"
 	"github.com/satchelbase/satchel/extensions/push/inbox"
 	"github.com/satchelbase/satchel/extensions/push/message"
 	"github.com/satchelbase/satchel/extensions/push/meter"
@@ -231,39 +232,26 @@ func repeated(tx core.App, key string, sum [sha256.Size]byte) (Sent, error) {
 	return Sent{ID: serial.Format(r.ID), DueAt: time.UnixMilli(r.DueAt).UTC(), Duplicate: true}, nil
 }
 
-// Cancel stops a message. Pushes that are under way end as they would.
+// ends is what ends messages.
+func (o *Outbox) ends() ending.Messages {
+	return ending.Messages{Jobs: o.deps.Jobs, Release: o.release}
+}
+
+// Cancel stops a message: from the commit on, nothing more is sent. Pushes that are under way end as they would.
 func (o *Outbox) Cancel(tx core.App, text string) (View, error) {
 	id, err := parse(text)
 	if err != nil {
 		return View{}, api.ErrNotFound
 	}
 	err = tx.RunInTransaction(func(tx core.App) error {
-		now := dbx.Params{"id": id, "now": o.now().UnixMilli(), "cancelled": cancelled, "stopped": stopped, "queued": queued}
-		var job string
-		err := tx.NonconcurrentDB().NewQuery(`UPDATE ` + messagesTable + ` SET state = {:cancelled}, done_at = {:now} WHERE id = {:id} AND state < 2 RETURNING job`).
-			Bind(now).Row(&job)
-		if errors.Is(err, sql.ErrNoRows) {
-			if _, err := find(tx, id); err != nil {
-				return err
-			}
-			return api.Fail(ErrEnded, "there is nothing left to cancel")
+		cancelled, err := o.ends().Cancel(tx, id)
+		if err != nil || cancelled {
+			return err
 		}
-		if err != nil {
-			return fmt.Errorf("cancel message: %w", err)
+		if _, err := find(tx, id); err != nil {
+			return err
 		}
-		var chunks []string
-		if err := tx.NonconcurrentDB().NewQuery(`DELETE FROM ` + chunksTable + ` WHERE message = {:id} RETURNING job`).Bind(now).Column(&chunks); err != nil {
-			return fmt.Errorf("cancel chunks: %w", err)
-		}
-		for _, j := range append(chunks, job) {
-			if _, err := o.deps.Jobs.Cancel(tx, j); err != nil { // one that runs finds out by itself
-				return err
-			}
-		}
-		if _, err := exec(tx, `UPDATE `+deliveriesTable+` SET state = {:stopped}, at = {:now} WHERE message = {:id} AND state = {:queued}`, now); err != nil {
-			return fmt.Errorf("stop deliveries: %w", err)
-		}
-		return o.sum(tx, id)
+		return api.Fail(ErrEnded, "there is nothing left to cancel")
 	})
 	if errors.Is(err, errNone) {
 		return View{}, api.ErrNotFound

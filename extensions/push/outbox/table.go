@@ -11,6 +11,7 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/internal/serial"
+	"github.com/satchelbase/satchel/extensions/push/ending"
 	"github.com/satchelbase/satchel/extensions/push/ledger"
 	"github.com/satchelbase/satchel/extensions/push/message"
 	"github.com/satchelbase/satchel/extensions/push/personal"
@@ -21,7 +22,6 @@ const (
 	messagesTable   = ledger.Messages
 	deliveriesTable = ledger.Deliveries
 	chunksTable     = ledger.Chunks
-	hintsTable      = ledger.Hints
 )
 
 // Tables lists all tables of messages. No rule, collection or view reads them.
@@ -29,7 +29,7 @@ func Tables() []string { return append(ledger.Tables(), personal.Tables()...) }
 
 // Migrations create them.
 func Migrations() []extensions.Migration {
-	return append(ledger.Migrations(), personal.Migrations()...)
+	return append(append(ledger.Migrations(), personal.Migrations()...), ending.Migration())
 }
 
 // State is where a message stands.
@@ -44,10 +44,10 @@ const (
 )
 
 const (
-	scheduled = iota
-	sending
-	done
-	cancelled
+	scheduled = ledger.Scheduled
+	sending   = ledger.Sending
+	done      = ledger.Done
+	cancelled = ledger.Cancelled
 )
 
 func states() []State { return []State{Scheduled, Sending, Done, Cancelled} }

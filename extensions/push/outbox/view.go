@@ -32,7 +32,7 @@ type View struct {
 	CreatedAt time.Time       `json:"createdAt"`
 	DueAt     time.Time       `json:"dueAt"`
 	DoneAt    *time.Time      `json:"doneAt"`
-	Totals    *Totals         `json:"totals"` // null in lists as long as the message is under way
+	Totals    *Totals         `json:"totals"` // null in lists until they are counted, and in a transaction if that would take long
 	Message   json.RawMessage `json:"message"`
 }
 
@@ -70,8 +70,18 @@ func (o *Outbox) Show(app core.App, text string) (View, error) {
 	if r.Spec != "" {
 		v.Message = json.RawMessage(r.Spec)
 	}
-	if r.Fanned < 2 { // the rows are there
-		t, err := ledger.Count(app, id)
+	if r.Fanned >= ledger.Archived {
+		return v, nil
+	}
+	countable := true          // the rows are there
+	if app.IsTransactional() { // others wait
+		if countable, err = ledger.Few(app, id); err != nil {
+			return v, err
+		}
+	}
+	v.Totals = nil
+	if countable {
+		t, err := ledger.Count(app, id, r.State)
 		if err != nil {
 			return v, err
 		}

@@ -27,8 +27,8 @@ type Outbox struct {
 	// End cancels a message if it is not done, and leaves nothing of it but its totals.
 	End func(tx core.App, id int64) error
 
-	// Unreceipt forgets the receipts that are to be asked for, of pushes to the devices.
-	Unreceipt func(tx core.App, devices []string) error
+	// Later asks for [Outbox.Rest], in the transaction that deletes a collection.
+	Later func(tx core.App, collection string) error
 
 	// Inbox forgets the entries of an account.
 	Inbox func(tx core.App, account device.Account) error
@@ -62,19 +62,70 @@ func (o Outbox) Bind(app core.App) {
 		if err := e.Next(); err != nil || !e.Collection.IsAuth() {
 			return err
 		}
-		var ids []string
-		err := e.App.NonconcurrentDB().NewQuery(`SELECT record FROM ` + addressees + ` WHERE collection = {:collection}
-			UNION SELECT record FROM ` + deliveries + ` WHERE collection = {:collection} AND record <> ''`).Bind(dbx.Params{"collection": e.Collection.Id}).Column(&ids)
-		if err != nil {
-			return fmt.Errorf("find accounts of messages: %w", err)
+		return o.Later(e.App, e.Collection.Id)
+	}})
+}
+
+const (
+	// accounts is how many are looked up at once when a whole collection is erased, and longestTurn the time after which a
+	// transaction takes no further one.
+	accounts    = 500
+	longestTurn = 4 * time.Millisecond
+)
+
+// Rest erases the accounts of a collection that is gone, with their devices. It can be repeated.
+func (o Outbox) Rest(ctx context.Context, app core.App, collection string) error {
+	for _, table := range []string{addressees, deliveries} {
+		for after := ""; ; {
+			var ids []string
+			err := app.ConcurrentDB().NewQuery(`SELECT DISTINCT record FROM ` + table + ` WHERE record > {:after} AND record <> '' AND collection = {:collection} ORDER BY record LIMIT {:n}`).
+				Bind(dbx.Params{"collection": collection, "after": after, "n": accounts}).WithContext(ctx).Column(&ids)
+			if err != nil {
+				return fmt.Errorf("find accounts of messages: %w", err)
+			}
+			if len(ids) == 0 {
+				break
+			}
+			for after = ids[len(ids)-1]; len(ids) > 0; {
+				if ids, err = o.turn(ctx, app, collection, ids); err != nil {
+					return err
+				}
+			}
 		}
-		for _, id := range ids {
-			if err := o.erase(e.App, device.Account{Collection: e.Collection.Id, ID: id}); err != nil {
+	}
+	return nil
+}
+
+// turn erases some of the accounts in a short transaction, and returns the others.
+func (o Outbox) turn(ctx context.Context, app core.App, collection string, ids []string) ([]string, error) {
+	begun := time.Now()
+	left := ids
+	err := app.RunInTransaction(func(tx core.App) error {
+		for left = ids; len(left) > 0 && time.Since(begun) < longestTurn; {
+			more, err := o.some(tx, device.Account{Collection: collection, ID: left[0]})
+			if err != nil {
 				return err
+			}
+			if !more {
+				left = left[1:]
 			}
 		}
 		return nil
-	}})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return left, rest(ctx, begun)
+}
+
+// rest lets others write after a transaction that was begun then.
+func rest(ctx context.Context, begun time.Time) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(min(3*time.Since(begun), longestPause)):
+		return nil
+	}
 }
 
 // Clear does most of the work before the account is deleted, in short transactions with rests in between.
@@ -88,10 +139,8 @@ func (o Outbox) Clear(ctx context.Context, app core.App, account *core.Record) e
 		if err != nil {
 			return err
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(min(3*time.Since(begun), longestPause)):
+		if err := rest(ctx, begun); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -129,9 +178,6 @@ type part struct {
 	Key   string `db:"key"`
 }
 
-// over is the first state in which a message is not sent any more, as package outbox numbers them.
-const over = 2
-
 // some erases the account from a few messages, and reports whether there may be more.
 func (o Outbox) some(tx core.App, a device.Account) (more bool, err error) {
 	p := params(a)
@@ -142,60 +188,44 @@ func (o Outbox) some(tx core.App, a device.Account) (more bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("find messages of account: %w", err)
 	}
-	var receipts []string
 	for _, id := range ids {
-		expo, err := o.one(tx, a, id)
-		if err != nil {
+		if err := o.one(tx, a, id); err != nil {
 			return false, fmt.Errorf("erase account from message: %w", err)
-		}
-		receipts = append(receipts, expo...)
-	}
-	if len(receipts) > 0 {
-		if err := o.Unreceipt(tx, receipts); err != nil {
-			return false, err
 		}
 	}
 	return len(ids) == portion, nil
 }
 
-// one erases the account from a message, and returns the devices whose receipts are of no interest any more.
-func (o Outbox) one(tx core.App, a device.Account, id int64) (receipts []string, err error) {
+// one erases the account from a message.
+func (o Outbox) one(tx core.App, a device.Account, id int64) (err error) {
 	p := params(a)
-	p["id"], p["code"], p["now"], p["accepted"] = id, codeErased, time.Now().UnixMilli(), ledger.Accepted
-	var mine []struct {
-		Device string `db:"device"`
-		Expo   bool   `db:"expo"`
-	}
+	p["id"], p["code"], p["now"] = id, codeErased, time.Now().UnixMilli()
 	p["queued"], p["skipped"] = ledger.Queued, ledger.Skipped
 	of := ` WHERE message = {:id} AND record = {:record} AND collection = {:collection}`
-	if err := tx.NonconcurrentDB().NewQuery(`SELECT device, state = {:accepted} AND platform = 'expo' AS expo FROM ` + deliveries + of).Bind(p).All(&mine); err != nil {
-		return nil, err
+	var devices []string
+	if err := tx.NonconcurrentDB().NewQuery(`SELECT device FROM ` + deliveries + of).Bind(p).Column(&devices); err != nil {
+		return err
 	}
-	devices := make([]string, len(mine))
-	for i, d := range mine {
-		if devices[i] = d.Device; d.Expo {
-			receipts = append(receipts, d.Device)
-		}
-	}
-	if err := o.text(tx, a, id, len(mine)); err != nil {
-		return nil, err
+	if err := o.text(tx, a, id, len(devices)); err != nil {
+		return err
 	}
 	// What waits is skipped. Devices get names that lead nowhere: those who own them know the old ones.
 	if err := change(tx, `UPDATE `+deliveries+` SET device = 'erased-' || lower(hex(randomblob(8))), collection = '', record = '', provider = '',
 		code = CASE state WHEN {:queued} THEN {:code} ELSE code END, at = CASE state WHEN {:queued} THEN {:now} ELSE at END,
 		state = CASE state WHEN {:queued} THEN {:skipped} ELSE state END`+of, p); err != nil {
-		return nil, err
+		return err
 	}
 	if len(devices) > 0 {
 		if p["devices"], err = encode(devices); err != nil {
-			return nil, err
+			return err
 		}
+		// Looking for a name in the text of all chunks is fast; reading them all as JSON and writing them is not.
 		if err := change(tx, `UPDATE `+chunks+` SET devices = (SELECT json_group_array(value) FROM json_each(devices) WHERE value NOT IN (SELECT value FROM json_each({:devices})))
-			WHERE message = {:id}`, p); err != nil {
-			return nil, err
+			WHERE message = {:id} AND EXISTS (SELECT 1 FROM json_each({:devices}) AS j WHERE instr(`+chunks+`.devices, '"' || j.value || '"'))`, p); err != nil {
+			return err
 		}
 	}
-	return receipts, change(tx, `DELETE FROM `+addressees+` WHERE record = {:record} AND message = {:id}`, p)
+	return change(tx, `DELETE FROM `+addressees+` WHERE record = {:record} AND message = {:id}`, p)
 }
 
 func encode(list []string) (string, error) {
@@ -215,12 +245,14 @@ func (o Outbox) text(tx core.App, a device.Account, id int64, mine int) error {
 		return err
 	}
 	alone := len(m.To.Users) == 1 && m.To.Users[0] == a.ID
-	if m.To.Filter != nil && r.State >= over && mine > 0 {
-		var all int
-		if err := tx.NonconcurrentDB().NewQuery(`SELECT count(*) FROM ` + deliveries + ` WHERE message = {:id}`).Bind(dbx.Params{"id": id}).Row(&all); err != nil {
+	if m.To.Filter != nil && r.State >= ledger.Done && mine > 0 {
+		p := params(a)
+		p["id"] = id
+		err := tx.NonconcurrentDB().NewQuery(`SELECT NOT EXISTS (SELECT 1 FROM ` + deliveries + ` WHERE message = {:id} AND (record <> {:record} OR collection <> {:collection}))`).
+			Bind(p).Row(&alone)
+		if err != nil {
 			return err
 		}
-		alone = all == mine
 	}
 	if alone {
 		return o.End(tx, id)

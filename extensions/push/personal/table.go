@@ -70,12 +70,14 @@ func Name(tx core.App, id int64, to message.To) error {
 	return nil
 }
 
-// Unname forgets whom a message names, while it still does.
-func Unname(tx core.App, id int64) error {
-	_, err := tx.NonconcurrentDB().NewQuery(`DELETE FROM ` + addressees + ` WHERE message = {:message} AND record IN
-		(SELECT u.value FROM ` + messages + ` AS m, json_each(m.spec, '$.to.users') AS u WHERE m.id = {:message} AND m.spec <> '')`).Bind(dbx.Params{"message": id}).Execute()
+// Unname forgets some of those whom a message names, while it still does, and reports whether there may be more.
+func Unname(app core.App, id int64, most int) (more bool, err error) {
+	res, err := app.NonconcurrentDB().NewQuery(`DELETE FROM ` + addressees + ` WHERE (record, message) IN (SELECT a.record, a.message
+		FROM ` + messages + ` AS m, json_each(m.spec, '$.to.users') AS u CROSS JOIN ` + addressees + ` AS a ON a.record = u.value AND a.message = m.id
+		WHERE m.id = {:message} AND m.spec <> '' LIMIT {:most})`).Bind(dbx.Params{"message": id, "most": most}).Execute()
 	if err != nil {
-		return fmt.Errorf("forget whom a message names: %w", err)
+		return false, fmt.Errorf("forget whom a message names: %w", err)
 	}
-	return nil
+	n, err := res.RowsAffected()
+	return n == int64(most), err
 }

@@ -31,6 +31,9 @@ const (
 
 	// touchAfter is how old the note of the last use of a view gets before it is renewed.
 	touchAfter = 24 * time.Hour
+
+	// mostViews is how many views one owner has, of all devices together: RxDB needs one for each collection.
+	mostViews = 1000
 )
 
 func schema() []string {
@@ -47,14 +50,16 @@ type Cabinet struct {
 	path string
 	boot func() string
 	now  func() time.Time
+	most int // views of one owner
 
 	mu    sync.RWMutex
 	db    *sql.DB
 	nonce string
 }
 
-// New prepares a store.
-func New() *Cabinet { return &Cabinet{boot: bootID, now: time.Now} }
+// New prepares a store. Devices have one owner when their names do not differ before the first slash; those of an owner
+// with too many that were not used for longest are forgotten, and start over.
+func New() *Cabinet { return &Cabinet{boot: bootID, now: time.Now, most: mostViews} }
 
 // bootID names the time since the machine was started, empty where nobody can tell.
 func bootID() string {
@@ -283,6 +288,9 @@ func (c *Cabinet) save(ctx context.Context, tx *sql.Tx, device string, changed v
 	if changed.State != nil {
 		state = changed.State
 	}
+	if err := c.room(ctx, tx, device); err != nil {
+		return err
+	}
 	if _, err := tx.ExecContext(ctx, putDevice, device, state, c.now().Unix()); err != nil {
 		return err
 	}
@@ -295,6 +303,23 @@ func (c *Cabinet) save(ctx context.Context, tx *sql.Tx, device string, changed v
 		ON CONFLICT (device, run) DO UPDATE SET fixed = coalesce(excluded.fixed, fixed), moving = coalesce(excluded.moving, moving)`
 	for run, r := range changed.Runs {
 		if _, err := tx.ExecContext(ctx, putRun, device, run, blob(r.Fixed), blob(r.Moving)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// room forgets devices of the owner of a new one, if there are too many.
+func (c *Cabinet) room(ctx context.Context, tx *sql.Tx, device string) error {
+	owner, _, owned := strings.Cut(device, "/")
+	var known bool
+	err := tx.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM devices WHERE device = ?)", device).Scan(&known)
+	if err != nil || known || !owned {
+		return err
+	}
+	const old = "(SELECT device FROM devices WHERE device > ? AND device < ? ORDER BY used DESC LIMIT -1 OFFSET ?)"
+	for _, statement := range []string{"DELETE FROM runs WHERE device IN " + old, "DELETE FROM devices WHERE device IN " + old} {
+		if _, err := tx.ExecContext(ctx, statement, owner+"/", owner+"0", c.most-1); err != nil { // 0 comes after /
 			return err
 		}
 	}

@@ -72,6 +72,29 @@ func TestStore(t *testing.T) {
 	}
 }
 
+// Whoever makes up devices without an end drives out the own ones that were used least lately, and nobody else's.
+func TestOwnersAreBounded(t *testing.T) {
+	c, ctx := open(t, t.TempDir(), "boot"), t.Context()
+	c.most = 3
+	now := time.Now()
+	c.now = func() time.Time { now = now.Add(time.Second); return now }
+	save := func(device string) {
+		t.Helper()
+		if err := c.Save(ctx, device, some(), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	save("b/1")
+	for _, device := range []string{"a/1", "a/2", "a/3", "a/1", "a/4", "a/5", "a0"} {
+		save(device)
+	}
+	for device, kept := range map[string]bool{"a/1": true, "a/2": false, "a/3": false, "a/4": true, "a/5": true, "b/1": true, "a0": true} {
+		if s, err := c.Load(ctx, device); err != nil || (s.State != nil) != kept || (len(s.Runs) > 0) != kept {
+			t.Errorf("%s: %v, %v", device, s, err)
+		}
+	}
+}
+
 // A file that may be older than what devices were told is not continued.
 // The data folder is often named from where the program was started.
 func TestRelativePath(t *testing.T) {

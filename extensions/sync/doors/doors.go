@@ -173,7 +173,12 @@ func (v *visit) key(collection, id string) string {
 // mustWait reports whether a push has to come again because of a change that could not be judged. A change that fails
 // for a while although the database works is given up: stock clients send nothing else until it succeeds.
 func (d *doors) mustWait(v *visit, c push.Change, r push.Result) bool {
-	return r.Status == push.Retry && (r.Outage || d.waiting.wait(v.key(c.Collection, c.ID), nil, d.now()))
+	key := v.key(c.Collection, c.ID)
+	if r.Status != push.Retry {
+		d.waiting.done(key)
+		return false
+	}
+	return r.Outage || d.waiting.wait(key, nil, d.now())
 }
 
 // again is the answer when the server could not judge: nothing may be taken for done.

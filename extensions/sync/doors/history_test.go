@@ -1,8 +1,6 @@
 package doors
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"encoding/json/jsontext"
 	"flag"
@@ -170,8 +168,7 @@ func (h *past) forget(c client) {
 			return // without a first checkpoint and without the view nobody could tell what it has
 		}
 	}
-	sum := sha256.Sum256([]byte(p.user.Collection().Id + "/" + p.user.Id + "/device/" + p.device))
-	caller := sync.Caller{Device: hex.EncodeToString(sum[:16])}
+	caller := sync.CallerOf(p.user, "device/"+p.device)
 	d, err := h.doors.sync.Engine().Open(h.t.Context(), caller.Key(channel))
 	if err != nil {
 		h.t.Fatal(err)

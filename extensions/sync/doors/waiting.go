@@ -10,7 +10,8 @@ const (
 	// another try. Collections are replicated one by one, and the other one comes within seconds or never.
 	patience = time.Minute
 
-	// maxWaiting bounds what is remembered; what does not fit is not waited for.
+	// maxWaiting bounds what is remembered. What comes then drives out something else, which waits anew: the other way round
+	// one client could make others lose theirs.
 	maxWaiting = 10_000
 )
 
@@ -30,10 +31,15 @@ func newWaiting() *waiting {
 func (w *waiting) refuse(key string, now time.Time) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	room(w.refused, now)
-	if len(w.refused) < maxWaiting {
-		w.refused[key] = now
-	}
+	room(w.refused)
+	w.refused[key] = now
+}
+
+// done forgets a change that was judged: when it cannot be judged another day, it waits as long.
+func (w *waiting) done(key string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.since, key)
 }
 
 // wait reports whether the change should come again later, because the records that it lacks, if any, may still come.
@@ -48,24 +54,20 @@ func (w *waiting) wait(key string, lacks []string, now time.Time) bool {
 	}
 	at, ok := w.since[key]
 	if !ok {
-		room(w.since, now)
-		if len(w.since) >= maxWaiting {
-			return false
-		}
+		room(w.since)
 		w.since[key] = now
 		return true
 	}
 	return now.Sub(at) < patience
 }
 
-// room forgets what is too old to matter, when there is much.
-func room(m map[string]time.Time, now time.Time) {
+// room drives out any one if there are too many.
+func room(m map[string]time.Time) {
 	if len(m) < maxWaiting {
 		return
 	}
-	for key, at := range m {
-		if now.Sub(at) > 2*patience {
-			delete(m, key)
-		}
+	for key := range m {
+		delete(m, key)
+		return
 	}
 }

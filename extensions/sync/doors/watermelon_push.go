@@ -252,12 +252,16 @@ func (b *melonBatch) check() error {
 		if err != nil {
 			return err
 		}
+		mine, err := b.mine(first.vc, heads)
+		if err != nil {
+			return err
+		}
 		for i, r := range b.rows {
 			if r.Collection != first.Collection {
 				continue
 			}
 			h := heads[r.ID]
-			if h.Version > b.horizons[r.Collection] && !b.door.faults.merge {
+			if mine[r.ID] && !b.door.faults.merge {
 				mistakes = append(mistakes, api.Invalid(r.Collection+"."+r.ID, ErrPullFirst, "the record has changed since"))
 			}
 			b.rows[i].Base = &push.Base{V: h.Version}
@@ -271,6 +275,25 @@ func (b *melonBatch) check() error {
 		return &api.Problem{Code: ErrPullFirst, Errors: mistakes[:min(len(mistakes), maxTold)]}
 	}
 	return nil
+}
+
+// mine are those of the rows that have changed since the pull and that the client holds or sees. Of others it must not learn
+// that they are there: pushed, they are gone.
+func (b *melonBatch) mine(vc view.Collection, heads map[string]view.Head) (map[string]bool, error) {
+	out := map[string]bool{}
+	var unknown []string
+	held := b.device.MayHold(vc)
+	for id, h := range heads {
+		switch {
+		case h.Version <= b.horizons[vc.Name]:
+		case held.Contains(h.Number):
+			out[id] = true
+		default:
+			unknown = append(unknown, id)
+		}
+	}
+	err := b.src.Bodies(b.ctx, vc.Name, unknown, func(id string, _ []byte) { out[id] = true })
+	return out, err
 }
 
 // changes makes changes of the rows, in an order in which references find what they refer to: new records behind those

@@ -177,6 +177,26 @@ func TestMelonRefusals(t *testing.T) {
 	}
 }
 
+// Nobody learns by pushing whether a record that is not shown is there, or whether it changes.
+func TestMelonTellsNothingOfOthersRecords(t *testing.T) {
+	f := start(t)
+	u, token := f.User(t, "ann@example.test")
+	other, _ := f.User(t, "bob@example.test")
+	hidden := f.record("notes", map[string]any{"owner": other.Id, "title": "hidden"})
+	deleted := f.record("notes", map[string]any{"owner": other.Id, "title": "hidden"})
+	m := f.melon(u, token, "m0")
+	m.sync()
+	f.edit("notes", hidden.Id, map[string]any{"body": "changed since"})
+	f.delete("notes", deleted.Id)
+	for _, target := range []string{id("never"), hidden.Id, deleted.Id} {
+		m.take(row{"id": target, "title": "a guess"})
+		m.set(target, "title", "x")
+		if resp, _ := m.push(); resp.Status != http.StatusOK || len(m.rejected) != 1 || m.rejected[0].Status != "gone" {
+			t.Errorf("%s: %d %s", target, resp.Status, resp.Body)
+		}
+	}
+}
+
 // Rows come in no order, and references in circles are possible on a device.
 func TestMelonOrder(t *testing.T) {
 	f := start(t)

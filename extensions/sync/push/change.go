@@ -90,12 +90,15 @@ type Reason struct {
 	Errors []api.FieldError `json:"errors,omitempty"`
 }
 
+// maxMistakes bounds what is told of a change, and kept.
+const maxMistakes = 50
+
 func reasonOf(p *api.Problem) *Reason {
 	detail := p.Detail
 	if detail == "" {
 		detail = p.Code.Title
 	}
-	return &Reason{Code: p.Code.Name, Detail: detail, Errors: p.Errors}
+	return &Reason{Code: p.Code.Name, Detail: detail, Errors: p.Errors[:min(len(p.Errors), maxMistakes)]}
 }
 
 // refusal ends the transaction of a change.

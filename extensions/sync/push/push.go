@@ -110,27 +110,29 @@ func (b *batch) unit(list []Change, members []int) {
 	if err == nil {
 		return
 	}
-	status, reason, fields, version := Retry, reasonOf(&api.Problem{Code: ErrAgain}), []string(nil), int64(0)
+	first := Result{Status: Retry, Reason: reasonOf(&api.Problem{Code: ErrAgain})}
 	if r, ok := errors.AsType[*refusal](err); ok {
-		status, reason, fields, version = r.status, reasonOf(r.Problem), r.fields, r.v
+		first = Result{Status: r.status, Reason: reasonOf(r.Problem), Fields: r.fields, V: r.v}
+		b.complete(list[at], &first) // the others must not tell more
 	} else if !wait {
 		b.out = outage(b.e.Request.Context(), err)
 		b.e.App.Logger().Warn("a synced change could not be judged", slog.Any("error", err))
 	}
+	first.Outage = b.out
 	for _, i := range members {
 		if b.results[i].Status == Duplicate {
 			continue
 		}
-		b.results[i] = Result{CID: list[i].CID, Status: status, Reason: reason, Fields: fields, V: version, Outage: b.out}
-		if i != at && status != Retry {
-			b.results[i].Reason = reasonOf(&api.Problem{Code: ErrGroup, Detail: "the change " + list[at].CID + " was refused: " + reason.Detail})
-			b.results[i].Fields, b.results[i].V = nil, 0
+		b.results[i] = first
+		if i != at && first.Status != Retry {
+			b.results[i] = Result{Status: first.Status, Reason: reasonOf(&api.Problem{Code: ErrGroup, Detail: "the change " + list[at].CID + " was refused: " + first.Reason.Detail})}
 		}
-		if status == Retry {
+		b.results[i].CID = list[i].CID
+		if first.Status == Retry {
 			b.stuck[recordKey(list[i])] = true
 		}
 	}
-	if status == Retry {
+	if first.Status == Retry {
 		return
 	}
 	if err := b.noteAll(list, members); err != nil { // then they are judged anew when they come again

@@ -151,21 +151,8 @@ func (p *Pusher) create(w *writing) (Result, error) {
 	if w.collection.IsAuth() {
 		return Result{}, refuse(Denied, ErrDenied, "accounts are made by signing up")
 	}
-	version, deleted, err := w.version()
-	if err != nil {
-		return Result{}, err
-	}
-	if deleted {
-		return Result{}, refuse(Gone, ErrGone, "")
-	}
-	_, err = w.tx.FindRecordById(w.collection, w.change.ID)
-	if err == nil {
-		r := refuse(Conflict, ErrExists, "")
-		r.v = version
-		return Result{}, r
-	}
-	if !errors.Is(err, sql.ErrNoRows) {
-		return Result{}, fmt.Errorf("find record: %w", err)
+	if w.collection.CreateRule == nil {
+		return Result{}, refuse(Denied, ErrDenied, "")
 	}
 	members, err := w.members(w.change.Set)
 	if err != nil {
@@ -176,9 +163,6 @@ func (p *Pusher) create(w *writing) (Result, error) {
 		return Result{}, fmt.Errorf("encode id: %w", err)
 	}
 	members[core.FieldNameId] = id
-	if w.collection.CreateRule == nil {
-		return Result{}, refuse(Denied, ErrDenied, "")
-	}
 	e, info, err := w.event(http.MethodPost, members)
 	if err != nil {
 		return Result{}, err
@@ -188,6 +172,9 @@ func (p *Pusher) create(w *writing) (Result, error) {
 	form.SetContext(w.outer.Request.Context())
 	form.Load(load(info, record))
 	if err := w.mayCreate(record, info); err != nil {
+		return Result{}, err
+	}
+	if err := w.absent(); err != nil { // which is only for those to know who may create it
 		return Result{}, err
 	}
 	event := &core.RecordRequestEvent{RequestEvent: e, Record: record}
@@ -201,6 +188,27 @@ func (p *Pusher) create(w *writing) (Result, error) {
 		return Result{}, w.refused(err)
 	}
 	return w.done(Applied, nil)
+}
+
+// absent refuses an id that a record has, or had.
+func (w *writing) absent() error {
+	version, deleted, err := w.version()
+	if err != nil {
+		return err
+	}
+	if deleted {
+		return refuse(Gone, ErrGone, "")
+	}
+	_, err = w.tx.FindRecordById(w.collection, w.change.ID)
+	if err == nil {
+		r := refuse(Conflict, ErrExists, "")
+		r.v = version
+		return r
+	}
+	if !errors.Is(err, sql.ErrNoRows) {
+		return fmt.Errorf("find record: %w", err)
+	}
+	return nil
 }
 
 // mayCreate tests the create rule on a row that pretends to be in the table, as PocketBase does.

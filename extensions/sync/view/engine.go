@@ -177,13 +177,21 @@ func (d *Device) mark(ctx context.Context, c Collection, ids []string) error {
 }
 
 func union(list, more []string) []string {
+	known := make(map[string]struct{}, len(list)+len(more))
+	for _, s := range list {
+		known[s] = struct{}{}
+	}
 	for _, s := range more {
-		if !slices.Contains(list, s) {
+		if _, ok := known[s]; !ok {
+			known[s] = struct{}{}
 			list = append(list, s)
 		}
 	}
 	return list
 }
+
+// MayHold are the rows of a collection that the device may hold, by their numbers.
+func (d *Device) MayHold(c Collection) *Set { return d.maybe(c.Key) }
 
 // Horizon is the number of the change that the device is at with the cursor, for callers that must know whether a row has
 // changed since. ok is false for a cursor that cannot be continued, or not for this collection.

@@ -2,8 +2,10 @@ package view
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 )
 
 func FuzzCursor(f *testing.F) {
@@ -109,5 +111,20 @@ func TestNoMoreMeansUpToDate(t *testing.T) {
 	third := w.pull("d", "u1", second.Cursor, 3, "")
 	if third.More || len(third.Upserts) != 1 || third.Check.Count != 5 {
 		t.Errorf("the last page: %+v", third)
+	}
+}
+
+// A client may push as many rows at once as a request has room for.
+func TestManyPushedRows(t *testing.T) {
+	ids := make([]string, 50_000)
+	for i := range ids {
+		ids[i] = fmt.Sprintf("id%013d", i)
+	}
+	began := time.Now()
+	if list := union(union(nil, ids), ids); len(list) != len(ids) {
+		t.Errorf("%d ids", len(list))
+	}
+	if took := time.Since(began); took > 3*time.Second { // by hundreds of milliseconds, or by minutes
+		t.Errorf("it took %v", took)
 	}
 }
