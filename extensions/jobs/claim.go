@@ -108,7 +108,7 @@ func (j *Jobs) promote(tx core.App) (next int64, err error) {
 func (j *Jobs) job(r table.Row, q *queue) *Job {
 	job := &Job{
 		ID: serial.Format(r.ID), Kind: r.Kind, Owner: ownerOf(&r), Attempt: r.Attempt, DueAt: time.UnixMilli(r.RunAt).UTC(), Request: r.Request,
-		jobs: j, kind: j.kinds[r.Kind], id: r.ID, lane: r.Lane, from: q, payload: []byte(r.Payload), position: r.Position, expires: r.ExpiresAt, most: r.MaxAttempts,
+		jobs: j, kind: j.kinds[r.Kind], id: r.ID, lane: r.Lane, from: q, payload: []byte(r.Payload), sealed: r.Sealed != 0, position: r.Position, expires: r.ExpiresAt, most: r.MaxAttempts,
 	}
 	if r.Steps != "" {
 		_ = json.Unmarshal([]byte(r.Steps), &job.steps) // written by marshal
@@ -116,6 +116,9 @@ func (j *Jobs) job(r table.Row, q *queue) *Job {
 	job.Progress(r.Done, r.Total)
 	job.told = r.Done
 	job.ctx, job.cancel = context.WithCancelCause(j.work)
+	if r.Cancelled != 0 { // in an attempt that had no time to notice
+		job.cancel(errCancelled)
+	}
 	return job
 }
 

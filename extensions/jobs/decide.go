@@ -36,7 +36,9 @@ func (j *Jobs) Cancel(tx core.App, id string) (bool, error) {
 	}
 	cancelled := false
 	err = tx.RunInTransaction(func(tx core.App) (err error) {
-		cancelled, err = table.Cancel(tx, number, j.now())
+		if cancelled, err = table.Cancel(tx, number, j.now()); cancelled {
+			pb.AfterCommit(tx, j.hurry) // others of its lane may go on
+		}
 		return err
 	})
 	return cancelled, err
@@ -78,13 +80,13 @@ func (j *Jobs) Retry(tx core.App, id string, payload json.RawMessage) error {
 		case found.State == table.IsRunning:
 			return ErrRunning
 		}
-		sealed := ""
+		text, sealed := "", false
 		if payload != nil {
-			if sealed, err = j.replacement(found, payload); err != nil {
+			if text, sealed, err = j.replacement(found, payload); err != nil {
 				return err
 			}
 		}
-		if err := table.Retry(tx, found.ID, sealed, j.now()); err != nil {
+		if err := table.Retry(tx, found.ID, text, sealed, j.now()); err != nil {
 			if errors.Is(err, table.ErrKeyTaken) {
 				return ErrKeyTaken
 			}
@@ -95,20 +97,21 @@ func (j *Jobs) Retry(tx core.App, id string, payload json.RawMessage) error {
 	})
 }
 
-// replacement checks what an operator gives a job instead.
-func (j *Jobs) replacement(found *table.Row, payload json.RawMessage) (string, error) {
+// replacement checks what an operator gives a job instead, and seals it if the kind says so.
+func (j *Jobs) replacement(found *table.Row, payload json.RawMessage) (text string, sealed bool, err error) {
 	k := j.kinds[found.Kind]
 	if k == nil {
-		return "", api.InvalidBody(api.FieldError{Field: "payload", Code: api.ErrValidation.Name, Message: "this program does not know the kind " + found.Kind})
+		return "", false, api.InvalidBody(api.FieldError{Field: "payload", Code: api.ErrValidation.Name, Message: "this program does not know the kind " + found.Kind})
 	}
-	err := k.check(payload)
+	err = k.check(payload)
 	if err == nil && len(payload) > maxPayload {
 		err = fmt.Errorf("more than %d bytes", maxPayload)
 	}
 	if err != nil {
-		return "", api.InvalidBody(api.FieldError{Field: "payload", Code: api.ErrValidation.Name, Message: err.Error()})
+		return "", false, api.InvalidBody(api.FieldError{Field: "payload", Code: api.ErrValidation.Name, Message: err.Error()})
 	}
-	return j.seal(k, found.ID, string(payload))
+	text, err = j.seal(k, found.ID, string(payload))
+	return text, k.sealed, err
 }
 
 // Wake makes whoever works on jobs look at everything soon, after something was written to the tables past this package.
@@ -208,7 +211,11 @@ func (j *Jobs) Clear(owner Owner) error { return table.Clear(j.app, owner.Collec
 
 // Forget removes the jobs of an owner that nobody works on, and what names the owner in the others.
 func (j *Jobs) Forget(tx core.App, owner Owner) error {
-	return table.Forget(tx, owner.Collection, owner.ID)
+	if err := table.Forget(tx, owner.Collection, owner.ID); err != nil {
+		return err
+	}
+	pb.AfterCommit(tx, j.hurry)
+	return nil
 }
 
 // handleGet shows a job to its owner. To anybody else it does not exist.

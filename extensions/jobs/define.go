@@ -7,7 +7,6 @@ import (
 	jsonv2 "encoding/json/v2"
 	"errors"
 	"fmt"
-	"regexp"
 	"time"
 
 	"github.com/pocketbase/pocketbase/core"
@@ -82,8 +81,6 @@ type Kind struct {
 	err                  error
 }
 
-var namePattern = regexp.MustCompile(`^[a-zA-Z0-9_.:-]{1,100}$`)
-
 // Define makes a kind. A mistake in it stops the program when it starts.
 func Define[In any](s Spec[In]) Kind {
 	k := Kind{
@@ -96,7 +93,10 @@ func Define[In any](s Spec[In]) Kind {
 	}
 	k.work = func(ctx context.Context, job *Job) error {
 		in, err := decode[In](job.payload, false)
-		if err != nil {
+		switch {
+		case err != nil && job.sealed: // the reason may quote it, and errors are neither sealed nor forgotten with it
+			return Permanent(errors.New("this program cannot read what the job is given"))
+		case err != nil:
 			return Permanent(err)
 		}
 		return s.Work(ctx, job, in)
@@ -115,7 +115,7 @@ func Define[In any](s Spec[In]) Kind {
 
 // decode reads what a job is given. A job that waits may come from another release, so only who enqueues is strict.
 func decode[In any](payload []byte, strict bool) (in In, err error) {
-	if err := jsonv2.Unmarshal(payload, &in, jsonv2.RejectUnknownMembers(strict), jsontext.AllowDuplicateNames(false)); err != nil {
+	if err := jsonv2.Unmarshal(payload, &in, jsonv2.RejectUnknownMembers(strict), jsontext.AllowDuplicateNames(false), json.FormatDurationAsNano(true)); err != nil {
 		return in, fmt.Errorf("read what the job is given: %w", err)
 	}
 	return in, nil
@@ -145,7 +145,7 @@ func (k *Kind) fill() {
 
 func (k *Kind) mistake(idle bool) error {
 	switch {
-	case !namePattern.MatchString(k.name) || !namePattern.MatchString(k.queue):
+	case !table.IsName(k.name) || !table.IsName(k.queue):
 		return fmt.Errorf("job kind %q in queue %q: the names must be letters, digits and . _ : -", k.name, k.queue)
 	case idle:
 		return fmt.Errorf("job kind %s needs work", k.name)
@@ -156,7 +156,10 @@ func (k *Kind) mistake(idle bool) error {
 	case k.cron == "":
 		return nil
 	}
-	var err error
+	err := k.check([]byte(k.zero))
+	if err != nil { // nothing would ever be enqueued, and no queue go on while that is tried
+		return fmt.Errorf("job kind %s: the zero value, which scheduled jobs are given: %w", k.name, err)
+	}
 	if k.schedule, err = cron.NewSchedule(k.cron); err != nil {
 		return fmt.Errorf("job kind %s: the schedule %q: %w", k.name, k.cron, err)
 	}

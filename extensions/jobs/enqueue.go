@@ -98,8 +98,8 @@ func (o Options) due(now time.Time) time.Time {
 
 // insert writes up to maxBatch jobs and returns their ids, or those of the jobs that have their keys already.
 func (j *Jobs) insert(tx core.App, k *Kind, inputs []any, o Options, now time.Time) ([]string, error) {
-	if o.Priority < 0 || o.Priority > 9 || o.KeyFor < 0 || len(o.Key) > 500 || len(o.Lane) > 500 {
-		return nil, errors.New("the priority is 1 to 9, a key or lane at most 500 bytes, and a time not negative")
+	if o.Priority < 0 || o.Priority > 9 || o.KeyFor < 0 || !table.IsText(o.Key) || !table.IsText(o.Lane) {
+		return nil, errors.New("the priority is 1 to 9, a key or lane UTF-8 of at most 500 bytes, and a time not negative")
 	}
 	ids := make([]string, len(inputs))
 	var asked []table.Fresh
@@ -109,7 +109,7 @@ func (j *Jobs) insert(tx core.App, k *Kind, inputs []any, o Options, now time.Ti
 			return nil, err
 		}
 		if o.KeyFor > 0 {
-			taken, err := table.Reserve(tx, k.name, w, now, o.KeyFor)
+			taken, err := table.Taken(tx, k.name, w.Key, now)
 			if err != nil {
 				return nil, err
 			}
@@ -125,35 +125,37 @@ func (j *Jobs) insert(tx core.App, k *Kind, inputs []any, o Options, now time.Ti
 		return ids, nil
 	}
 	made, err := j.write(tx, k, asked, o, now)
-	if err != nil || len(made) == len(asked) {
+	if err != nil || len(made) == len(asked) && o.KeyFor == 0 {
 		return ids, err
 	}
 	for _, w := range asked {
-		if slices.Contains(made, w.ID) {
-			continue
+		if !slices.Contains(made, w.ID) {
+			at := slices.Index(ids, serial.Format(w.ID))
+			if w.ID, err = j.holder(tx, k, w, inputs[at], o, now); err != nil {
+				return nil, err
+			}
+			ids[at] = serial.Format(w.ID)
 		}
-		at := slices.Index(ids, serial.Format(w.ID))
-		if ids[at], err = j.holder(tx, k, w, inputs[at], o, now); err != nil {
-			return nil, err
+		if o.KeyFor > 0 {
+			if err := table.Reserve(tx, k.name, w, now.Add(o.KeyFor)); err != nil {
+				return nil, err
+			}
 		}
 	}
 	return ids, nil
 }
 
 // holder finds the job that has the key. Without one it was the id that was taken, and another one is.
-func (j *Jobs) holder(tx core.App, k *Kind, w table.Fresh, input any, o Options, now time.Time) (string, error) {
+func (j *Jobs) holder(tx core.App, k *Kind, w table.Fresh, input any, o Options, now time.Time) (int64, error) {
 	id, err := table.HolderOf(tx, k.name, w.Key)
-	if errors.Is(err, ErrNotFound) {
-		again, err := j.insert(tx, k, []any{input}, o, now)
-		if err != nil {
-			return "", err
-		}
-		return again[0], nil
+	if !errors.Is(err, ErrNotFound) {
+		return id, err
 	}
+	again, err := j.insert(tx, k, []any{input}, o, now)
 	if err != nil {
-		return "", err
+		return 0, err
 	}
-	return serial.Format(id), nil
+	return table.ParseID(again[0])
 }
 
 // want prepares a job: its input is checked, and sealed if the kind says so.

@@ -11,6 +11,7 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
+	"github.com/satchelbase/satchel/extensions/internal/pb"
 	"github.com/satchelbase/satchel/extensions/jobs/table"
 )
 
@@ -33,6 +34,7 @@ type Job struct {
 	from *queue
 
 	payload  []byte
+	sealed   bool // the payload, until it is opened for the work
 	position string
 	steps    []string
 	result   string
@@ -70,7 +72,8 @@ func (j *Job) Checkpoint(tx core.App, position any) error {
 	if err := j.write(tx, dbx.Params{"position": raw}); err != nil {
 		return fmt.Errorf("checkpoint job %s: %w", j.Kind, err)
 	}
-	j.position = raw
+	raw, j.position = j.position, raw
+	pb.AfterRollback(tx, func() { j.position = raw })
 	return nil
 }
 
@@ -97,7 +100,8 @@ func (j *Job) Once(app core.App, step string, fn func(tx core.App) error) error 
 		return fn(tx)
 	})
 	if err == nil {
-		j.steps = steps
+		steps, j.steps = j.steps, steps
+		pb.AfterRollback(app, func() { j.steps = steps })
 	}
 	return err
 }

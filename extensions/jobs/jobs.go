@@ -27,7 +27,6 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -47,7 +46,7 @@ import (
 // Config is read from SATCHEL_JOBS_*.
 type Config struct {
 	Workers  int           `env:"WORKERS" default:"8" help:"jobs of a queue that are done at a time"`
-	Queues   Queues        `env:"QUEUES" default:"account=2,mail=4" help:"queues with another number of workers, as name=number"`
+	Queues   table.Workers `env:"QUEUES" default:"account=2,mail=4" help:"queues with another number of workers, as name=number"`
 	Keep     time.Duration `env:"KEEP" default:"7d" help:"how long a job that has ended can be asked for"`
 	KeepMost int           `env:"KEEP_MOST" default:"100000" help:"how many jobs that have ended are kept at most"`
 	KeepDead time.Duration `env:"KEEP_DEAD" default:"90d" help:"how long dead jobs wait for a decision"`
@@ -71,27 +70,6 @@ func (c Config) Validate() error {
 		problems = append(problems, errors.New("DRAIN: must be at most 5m"))
 	}
 	return errors.Join(problems...)
-}
-
-// Queues are numbers of workers by the name of the queue.
-type Queues map[string]int
-
-// UnmarshalText reads "mail=4,slow=1".
-func (q *Queues) UnmarshalText(text []byte) error {
-	out := Queues{}
-	for pair := range strings.SplitSeq(string(text), ",") {
-		if pair = strings.TrimSpace(pair); pair == "" {
-			continue
-		}
-		name, number, ok := strings.Cut(pair, "=")
-		n, err := strconv.Atoi(strings.TrimSpace(number))
-		if name = strings.TrimSpace(name); !ok || err != nil || n < 1 || n > 1000 || !namePattern.MatchString(name) {
-			return fmt.Errorf("%q is not like mail=4, with 1 to 1000 workers", pair)
-		}
-		out[name] = n
-	}
-	*q = out
-	return nil
 }
 
 // Deps is what the feature needs of others. The zero value works for a program without sealed kinds.

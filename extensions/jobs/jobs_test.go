@@ -442,7 +442,7 @@ func TestIdle(t *testing.T) {
 }
 
 func TestConfig(t *testing.T) {
-	var q Queues
+	var q table.Workers
 	if err := q.UnmarshalText([]byte(" mail=4, slow = 1 ,")); err != nil || q["mail"] != 4 || q["slow"] != 1 {
 		t.Errorf("%v %v", q, err)
 	}

@@ -317,7 +317,7 @@ func (j *Jobs) look(now time.Time) error {
 	if err := j.recover(); err != nil {
 		return err
 	}
-	j.looked = now
+	j.looked, j.nextCron = now, time.Time{} // the clock may have been put back
 	j.lookAgain()
 	j.present.Tidy(now.Add(-time.Hour))
 	return nil

@@ -68,12 +68,15 @@ func (j *Jobs) attempt(job *Job) (err error) {
 		ctx, stop = context.WithDeadline(ctx, end)
 		defer stop()
 	}
-	if job.kind.sealed {
+	if job.sealed {
 		if job.payload, err = j.deps.Vault.Open(sealedFor(job.id), string(job.payload)); err != nil {
 			return fmt.Errorf("open what the job is given: %w", err)
 		}
 	}
-	return job.kind.work(ctx, job)
+	if err = job.kind.work(ctx, job); err != nil {
+		_ = err.Error() // a nil pointer that is an error panics here, and not where nobody catches it
+	}
+	return err
 }
 
 // judge decides what becomes of a job after an attempt.

@@ -239,17 +239,18 @@ func Public(addr netip.Addr) bool {
 // whole, because a gateway would send it to where the check did not look.
 func special() []netip.Prefix {
 	return []netip.Prefix{
-		netip.MustParsePrefix("0.0.0.0/8"),      // this network, RFC 791: Linux takes it for itself
-		netip.MustParsePrefix("100.64.0.0/10"),  // carriers' address translation, RFC 6598; metadata of some clouds
-		netip.MustParsePrefix("192.0.0.0/24"),   // protocol assignments, RFC 6890
-		netip.MustParsePrefix("198.18.0.0/15"),  // benchmarks, RFC 2544
-		netip.MustParsePrefix("240.0.0.0/4"),    // reserved and broadcast, RFC 1112
-		netip.MustParsePrefix("::/96"),          // IPv4-compatible, RFC 4291
-		netip.MustParsePrefix("64:ff9b::/96"),   // IPv4 inside, RFC 6052
-		netip.MustParsePrefix("64:ff9b:1::/48"), // IPv4 inside, RFC 8215
-		netip.MustParsePrefix("2001::/32"),      // Teredo, RFC 4380
-		netip.MustParsePrefix("2002::/16"),      // 6to4, RFC 3056
-		netip.MustParsePrefix("fec0::/10"),      // site-local, RFC 3879
+		netip.MustParsePrefix("0.0.0.0/8"),       // this network, RFC 791: Linux takes it for itself
+		netip.MustParsePrefix("100.64.0.0/10"),   // carriers' address translation, RFC 6598; metadata of some clouds
+		netip.MustParsePrefix("192.0.0.0/24"),    // protocol assignments, RFC 6890
+		netip.MustParsePrefix("198.18.0.0/15"),   // benchmarks, RFC 2544
+		netip.MustParsePrefix("240.0.0.0/4"),     // reserved and broadcast, RFC 1112
+		netip.MustParsePrefix("::/96"),           // IPv4-compatible, RFC 4291
+		netip.MustParsePrefix("::ffff:0:0:0/96"), // IPv4-translated, RFC 2765
+		netip.MustParsePrefix("64:ff9b::/96"),    // IPv4 inside, RFC 6052
+		netip.MustParsePrefix("64:ff9b:1::/48"),  // IPv4 inside, RFC 8215
+		netip.MustParsePrefix("2001::/32"),       // Teredo, RFC 4380
+		netip.MustParsePrefix("2002::/16"),       // 6to4, RFC 3056
+		netip.MustParsePrefix("fec0::/10"),       // site-local, RFC 3879
 	}
 }
 

@@ -24,7 +24,7 @@ func TestPublic(t *testing.T) {
 		"224.0.0.1": false, "239.1.1.1": false, "ff02::1": false, "ff0e::1": false,
 		"100.64.0.1": false, "100.100.100.200": false, "192.0.0.8": false, "198.18.0.1": false, "198.19.255.255": false,
 		"240.0.0.1": false, "255.255.255.255": false, "::ffff:10.0.0.1": false, "::ffff:127.0.0.1": false, "::ffff:169.254.169.254": false,
-		"64:ff9b::7f00:1": false, "64:ff9b:1::1": false, "2002:7f00:1::": false, "2001:0:1::": false, "::7f00:1": false,
+		"64:ff9b::7f00:1": false, "64:ff9b:1::1": false, "2002:7f00:1::": false, "2001:0:1::": false, "::7f00:1": false, "::ffff:0:127.0.0.1": false,
 	} {
 		if got := outbound.Public(netip.MustParseAddr(text)); got != want {
 			t.Errorf("%s: public %v", text, got)

@@ -65,6 +65,18 @@ func AfterCommit(app core.App, fn func()) {
 	})
 }
 
+// AfterRollback runs fn when the transaction of app has been rolled back, and never if it is committed or if there is none.
+func AfterRollback(app core.App, fn func()) {
+	if info := TransactionOf(app); info != nil {
+		info.OnComplete(func(err error) error {
+			if err != nil {
+				fn()
+			}
+			return nil
+		})
+	}
+}
+
 // BatchOf reports whether the stack, as runtime.Stack shows it, is that of the goroutine in which PocketBase handles the
 // requests of a batch, and which goroutine waits for it.
 func BatchOf(stack string) (waiting string, ok bool) {

@@ -128,6 +128,7 @@ func TestEnclose(t *testing.T) {
 		}
 		pb.AfterCommit(inner, func() { order = append(order, "enclosed") })
 		pb.AfterCommit(tx, func() { order = append(order, "open") })
+		pb.AfterRollback(inner, func() { t.Error("it runs after a commit") })
 		err := inner.RunInTransaction(func(nested core.App) error {
 			if nested.TxInfo() != nil {
 				t.Error("the nested transaction is shown")
@@ -148,17 +149,20 @@ func TestEnclose(t *testing.T) {
 	if order != nil {
 		t.Error("without a transaction it does not run at once")
 	}
+	pb.AfterRollback(app, func() { t.Error("without a transaction it runs") })
+	undone := false
 	cause := errors.New("no")
 	err = app.RunInTransaction(func(tx core.App) error {
 		inner, failed := pb.Enclose(tx)
 		pb.AfterCommit(inner, func() { t.Error("it runs after a rollback") })
+		pb.AfterRollback(inner, func() { undone = true })
 		if err := inner.RunInTransaction(func(core.App) error { return cause }); !errors.Is(err, cause) || !failed() {
 			t.Errorf("%v, failed %v", err, failed())
 		}
 		return cause
 	})
-	if !errors.Is(err, cause) {
-		t.Fatal(err)
+	if !errors.Is(err, cause) || !undone {
+		t.Fatalf("%v, told of the rollback: %t", err, undone)
 	}
 }
 

@@ -43,7 +43,7 @@ func Take(tx core.App, c Claim) (list []Row, err error) {
 	err = tx.NonconcurrentDB().NewQuery(`UPDATE ` + Queue + ` SET state = 1, attempt = attempt + 1, epoch = {:epoch}, lease_until = {:lease},
 			started_at = CASE started_at WHEN 0 THEN {:now} ELSE started_at END
 		WHERE id IN (` + chosen + `)
-		RETURNING id, queue, kind, priority, run_at, expires_at, attempt, max_attempts, lane, owner_collection, owner, request, payload, sealed,
+		RETURNING id, queue, kind, priority, run_at, expires_at, attempt, max_attempts, lane, owner_collection, owner, request, payload, sealed, cancelled,
 			position, steps, done, total`).Bind(params).All(&list)
 	if err != nil {
 		return nil, fmt.Errorf("claim jobs of %s: %w", c.Queue, err)

@@ -22,7 +22,8 @@ type End struct {
 
 const historyColumns = `id, outcome, finished_at, result, error, done, total, queue, kind, attempt, owner_collection, owner, request, run_at, created_at, started_at`
 
-// Archive moves jobs of a process to the history. What they were given is forgotten. It can be repeated.
+// Archive moves jobs of a process to the history. What they were given is forgotten. It can be repeated. A number that the
+// history has already, because a clock was put back, is that of the newer job: an error would stop all queues.
 func Archive(tx core.App, epoch string, ends []End) error {
 	if len(ends) == 0 {
 		return nil
@@ -36,7 +37,7 @@ func Archive(tx core.App, epoch string, ends []End) error {
 		return fmt.Errorf("marshal ends of jobs: %w", err)
 	}
 	params := dbx.Params{"rows": string(list), "epoch": epoch}
-	_, err = tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + History + ` (` + historyColumns + `)
+	_, err = tx.NonconcurrentDB().NewQuery(`INSERT OR REPLACE INTO ` + History + ` (` + historyColumns + `)
 		SELECT q.id, e.value->>1, e.value->>2, e.value->>3, e.value->>4, e.value->>5, e.value->>6, q.queue, q.kind, q.attempt, q.owner_collection,
 			q.owner, q.request, q.run_at, q.created_at, q.started_at
 		FROM json_each({:rows}) AS e CROSS JOIN ` + Queue + ` AS q ON q.id = e.value->>0 WHERE q.state = 1 AND q.epoch = {:epoch}`).Bind(params).Execute()
@@ -53,7 +54,7 @@ func Archive(tx core.App, epoch string, ends []End) error {
 
 // Cancel moves a job to the history that nobody works on, and reports whether it was one.
 func Cancel(tx core.App, id int64, now time.Time) (bool, error) {
-	res, err := tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + History + ` (` + historyColumns + `)
+	res, err := tx.NonconcurrentDB().NewQuery(`INSERT OR REPLACE INTO ` + History + ` (` + historyColumns + `)
 		SELECT id, {:outcome}, {:now}, '', error, done, total, queue, kind, attempt, owner_collection, owner, request, run_at, created_at, started_at
 		FROM ` + Queue + ` WHERE id = {:id} AND state <> 1`).
 		Bind(dbx.Params{"id": id, "outcome": string(Cancelled), "now": now.UnixMilli()}).Execute()
@@ -64,10 +65,24 @@ func Cancel(tx core.App, id int64, now time.Time) (bool, error) {
 	if err != nil || n == 0 {
 		return false, err
 	}
-	if _, err := tx.NonconcurrentDB().Delete(Queue, dbx.HashExp{"id": id}).Execute(); err != nil {
-		return false, fmt.Errorf("cancel job: %w", err)
+	return true, remove(tx, `id = {:id}`, dbx.Params{"id": id})
+}
+
+// remove deletes jobs that nobody works on. They may have had the turn of their lanes, which is the next one's then.
+func remove(tx core.App, where string, params dbx.Params) error {
+	var gone []struct{ Kind, Lane string }
+	if err := tx.NonconcurrentDB().NewQuery(`DELETE FROM ` + Queue + ` WHERE ` + where + ` RETURNING kind, lane`).Bind(params).All(&gone); err != nil {
+		return fmt.Errorf("remove jobs: %w", err)
 	}
-	return true, nil
+	for _, g := range gone {
+		if g.Lane == "" {
+			continue
+		}
+		if err := FreeLane(tx, g.Kind, g.Lane); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Interrupt asks the process that works on a job to end it, and reports whether one does.
@@ -83,14 +98,15 @@ func Interrupt(tx core.App, id int64) (bool, error) {
 // ErrKeyTaken says that another job that has not ended has the key.
 var ErrKeyTaken = errors.New("another job has the key")
 
-// Retry makes a job due now that is dead or waits, with other attempts and, unless it is empty, another payload.
-func Retry(tx core.App, id int64, payload string, now time.Time) error {
+// Retry makes a job due now that is dead or waits, with other attempts and, unless it is empty, another payload, which is
+// sealed or not.
+func Retry(tx core.App, id int64, payload string, sealed bool, now time.Time) error {
 	change := dbx.Params{
 		"state": IsReady, "run_at": now.UnixMilli(), "attempt": 0, "finished_at": 0, "cancelled": 0,
 		"expires_at": dbx.NewExp("CASE state WHEN 3 THEN 0 ELSE expires_at END"),
 	}
 	if payload != "" {
-		change["payload"] = payload
+		change["payload"], change["sealed"] = payload, sealed
 	}
 	_, err := tx.NonconcurrentDB().Update(Queue, change, dbx.HashExp{"id": id}).Execute()
 	if err != nil && strings.Contains(err.Error(), "UNIQUE constraint failed") {
@@ -178,8 +194,8 @@ func Forget(tx core.App, collection, owner string) error {
 	if _, err := tx.NonconcurrentDB().Delete(History, of).Execute(); err != nil {
 		return fmt.Errorf("forget history of owner: %w", err)
 	}
-	if _, err := tx.NonconcurrentDB().Delete(Queue, dbx.And(of, dbx.NewExp("state <> 1"))).Execute(); err != nil {
-		return fmt.Errorf("forget jobs of owner: %w", err)
+	if err := remove(tx, `owner = {:owner} AND owner_collection = {:collection} AND state <> 1`, dbx.Params{"owner": owner, "collection": collection}); err != nil {
+		return err
 	}
 	if _, err := tx.NonconcurrentDB().Update(Queue, dbx.Params{"owner_collection": "", "owner": ""}, of).Execute(); err != nil {
 		return fmt.Errorf("forget owner of jobs: %w", err)

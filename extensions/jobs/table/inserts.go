@@ -55,22 +55,28 @@ func Insert(tx core.App, b Batch, list []Fresh) (made []int64, err error) {
 	return made, nil
 }
 
-// Reserve takes the key of a job for a time. It returns the job that has it if it is taken, else 0.
-func Reserve(tx core.App, kind string, f Fresh, now time.Time, period time.Duration) (taken int64, err error) {
-	if f.Key == "" {
+// Taken is the job for which a key is taken for a time that is not over, else 0.
+func Taken(tx core.App, kind, key string, now time.Time) (job int64, err error) {
+	if key == "" {
 		return 0, errors.New("a key that is taken for a time must not be empty")
 	}
-	err = tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + Keys + ` (kind, key, job, until) VALUES ({:kind}, {:key}, {:job}, {:until})
-		ON CONFLICT (kind, key) DO UPDATE SET job = CASE WHEN until <= {:now} THEN excluded.job ELSE job END,
-			until = CASE WHEN until <= {:now} THEN excluded.until ELSE until END RETURNING job`).
-		Bind(dbx.Params{"kind": kind, "key": f.Key, "job": f.ID, "until": now.Add(period).UnixMilli(), "now": now.UnixMilli()}).Row(&taken)
+	err = tx.NonconcurrentDB().NewQuery(`SELECT job FROM ` + Keys + ` WHERE kind = {:kind} AND key = {:key} AND until > {:now}`).
+		Bind(dbx.Params{"kind": kind, "key": key, "now": now.UnixMilli()}).Row(&job)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return 0, fmt.Errorf("look for the key: %w", err)
+	}
+	return job, nil
+}
+
+// Reserve takes the key of a job for a time.
+func Reserve(tx core.App, kind string, f Fresh, until time.Time) error {
+	_, err := tx.NonconcurrentDB().NewQuery(`INSERT INTO ` + Keys + ` (kind, key, job, until) VALUES ({:kind}, {:key}, {:job}, {:until})
+		ON CONFLICT (kind, key) DO UPDATE SET job = excluded.job, until = excluded.until`).
+		Bind(dbx.Params{"kind": kind, "key": f.Key, "job": f.ID, "until": until.UnixMilli()}).Execute()
 	if err != nil {
-		return 0, fmt.Errorf("take the key: %w", err)
+		return fmt.Errorf("take the key: %w", err)
 	}
-	if taken == f.ID {
-		return 0, nil
-	}
-	return taken, nil
+	return nil
 }
 
 // HolderOf finds the job that has a key. The error is [ErrNotFound] if none has.

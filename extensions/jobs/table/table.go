@@ -113,6 +113,7 @@ type Row struct {
 	Request         string `db:"request"`
 	Payload         string `db:"payload"`
 	Sealed          int    `db:"sealed"`
+	Cancelled       int    `db:"cancelled"`
 	Position        string `db:"position"`
 	Steps           string `db:"steps"`
 	Result          string `db:"result"`

@@ -170,7 +170,15 @@ func (s *Sender) one(ctx context.Context, p sender.Push) sender.Result {
 	if r.Code == apns2.ReasonExpiredProviderToken && s.renew(bearer) {
 		r = s.call(ctx, client, n)
 	}
+	if p.Target.App != "" && slices.Contains(ofTopic(), r.Code) { // the device has named it
+		r.Outcome = sender.Rejected
+	}
 	return r
+}
+
+// ofTopic are the reasons that blame the topic.
+func ofTopic() []string {
+	return []string{apns2.ReasonTopicDisallowed, apns2.ReasonMissingTopic, apns2.ReasonBadTopic}
 }
 
 // renew replaces a provider token that APNs calls too old, which it is when this machine's clock was wrong. Only one of
@@ -215,7 +223,7 @@ func result(resp *apns2.Response, seen *sender.Answer) sender.Result {
 		r.After = max(r.After, renewal)
 	case resp.StatusCode == http.StatusTooManyRequests, resp.StatusCode >= 500:
 		r = sender.Later(seen, resp.Reason)
-	case resp.StatusCode == http.StatusForbidden, slices.Contains([]string{apns2.ReasonTopicDisallowed, apns2.ReasonMissingTopic, apns2.ReasonBadTopic}, resp.Reason):
+	case resp.StatusCode == http.StatusForbidden, slices.Contains(ofTopic(), resp.Reason):
 		r.Outcome = sender.Unauthorized
 	default:
 		r.Outcome = sender.Rejected

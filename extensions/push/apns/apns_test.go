@@ -135,13 +135,14 @@ func TestEnvironment(t *testing.T) {
 		{Target: sender.Target{Token: device("", 2)}, Notification: conformance.Full()},
 		{Target: sender.Target{Token: device("", 3), Environment: "elsewhere"}, Notification: conformance.Full()},
 		{Target: sender.Target{Token: device("", 4), App: "com.example.other"}, Notification: conformance.Full()},
+		{Target: sender.Target{Token: device("", 5), App: "org.example.app"}, Notification: conformance.Full()},
 	})
-	for i, want := range []string{"", "", sender.CodeBadTarget, "DeviceTokenNotForTopic"} {
-		if results[i].Code != want {
+	for i, want := range []string{"", "", sender.CodeBadTarget, "DeviceTokenNotForTopic", "TopicDisallowed"} {
+		if results[i].Code != want || (want != "") != (results[i].Outcome == sender.Rejected) {
 			t.Errorf("%d: %+v", i, results[i])
 		}
 	}
-	if f.Sandbox.Requests() != 1 || f.Production.Requests() != 2 {
+	if f.Sandbox.Requests() != 1 || f.Production.Requests() != 3 {
 		t.Errorf("%d requests in the sandbox, %d in production", f.Sandbox.Requests(), f.Production.Requests())
 	}
 }

@@ -163,9 +163,10 @@ func (s *Sender) Send(ctx context.Context, pushes []sender.Push) []sender.Result
 	batches := (len(bodies) + maxBatch - 1) / maxBatch
 	whole := s.pool.Each(ctx, batches, func(int) string { return s.endpoint }, func(ctx context.Context, b int) sender.Result {
 		from, to := b*maxBatch, min((b+1)*maxBatch, len(bodies))
-		tickets, r := s.batch(ctx, bodies[from:to])
-		for i, t := range tickets {
-			results[places[from+i]] = t.result()
+		own := make([]sender.Result, to-from)
+		r := s.batch(ctx, bodies[from:to], own)
+		for i := range own {
+			results[places[from+i]] = own[i]
 		}
 		return r
 	})
@@ -204,15 +205,32 @@ func (t ticket) result() sender.Result {
 	return r
 }
 
-func (s *Sender) batch(ctx context.Context, messages []json.RawMessage) ([]ticket, sender.Result) {
+// batch sends messages in one request and writes what became of each. Expo refuses all of them for one, such as one to a
+// token of another project, which anybody can register: then each half goes on its own.
+func (s *Sender) batch(ctx context.Context, messages []json.RawMessage, results []sender.Result) sender.Result {
 	var out struct {
 		Data []ticket `json:"data"`
 	}
 	r := s.call(ctx, "send", messages, &out)
-	if r.Outcome == sender.Accepted && len(out.Data) != len(messages) {
-		return nil, sender.Result{Outcome: sender.Retry, Code: sender.CodeUnreadable, Detail: "Expo answered with another number of tickets"}
+	n := len(messages)
+	switch {
+	case r.Outcome == sender.Accepted && len(out.Data) == n:
+		for i, t := range out.Data {
+			results[i] = t.result()
+		}
+		return r
+	case r.Outcome == sender.Accepted:
+		r = sender.Result{Outcome: sender.Retry, Code: sender.CodeUnreadable, Detail: "Expo answered with another number of tickets"}
+	case r.Outcome == sender.Rejected && n > 1:
+		if r = s.batch(ctx, messages[:n/2], results[:n/2]); r.Outcome != sender.Retry {
+			return s.batch(ctx, messages[n/2:], results[n/2:])
+		}
+		results = results[n/2:] // later, with what else waits
 	}
-	return out.Data, r
+	for i := range results {
+		results[i] = r
+	}
+	return r
 }
 
 // Receipts implements sender.Receipts. Accepted: the device's own provider has it. Pending: ask again later, Expo keeps

@@ -117,6 +117,34 @@ func TestBatches(t *testing.T) {
 	}
 }
 
+// A token of another project costs nobody else a push, though Expo refuses the whole request.
+func TestForeignTokens(t *testing.T) {
+	f := start(t)
+	s, err := f.sender(4, outbound.NewBreakers(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	pushes := make([]sender.Push, 100)
+	for i := range pushes {
+		pushes[i] = sender.Push{Target: sender.Target{Token: token("", i)}, Notification: conformance.Full()}
+	}
+	f.Behave("3", loopback.Dead)
+	pushes[50].Target.Token, pushes[70].Target.Token = token(expo.Foreign, 1), token(expo.Foreign, 2)
+	for i, r := range s.Send(t.Context(), pushes) {
+		if i != 3 && r.Outcome != sender.Accepted || i == 3 && r.Outcome != sender.Dead {
+			t.Errorf("%d: %+v", i, r)
+		}
+	}
+	total := 0
+	for _, n := range f.Batches() {
+		total += n
+	}
+	if total != len(pushes) {
+		t.Errorf("batches %v", f.Batches())
+	}
+}
+
 // What a ticket could not know, the receipt does.
 func TestReceipts(t *testing.T) {
 	f := start(t)

@@ -133,7 +133,6 @@ func (s *shipment) send(p parcel) []result {
 		p, err = s.still(p)
 	}
 	results := make([]result, len(p.devices))
-	begun := s.now()
 	switch {
 	case errors.Is(err, credentials.ErrNotConnected):
 		answers = slices.Repeat([]sender.Result{{Outcome: sender.Unauthorized, Code: sender.CodeNoSender}}, len(p.pushes))
@@ -147,9 +146,9 @@ func (s *shipment) send(p parcel) []result {
 		a := answers[i]
 		r := result{
 			message: s.row.ID, device: d.ID, attempts: s.open[d.ID].Attempts + 1, code: a.Code, provider: a.ID, platform: d.Platform,
-			since: begun, wait: a.After, state: s.judge(a),
+			since: s.begun, wait: a.After, state: s.judge(a), // a device that has registered since has another token
 		}
-		if !a.At.IsZero() {
+		if !a.At.IsZero() && a.At.Before(s.begun) {
 			r.since = a.At
 		}
 		results[i] = r

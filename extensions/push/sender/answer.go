@@ -3,6 +3,7 @@ package sender
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 
@@ -21,12 +22,27 @@ type Answer struct {
 
 // Call sends a request and reads the answer. Without an answer, the result says why.
 func Call(client *http.Client, r *http.Request) (*Answer, Result) {
+	return call(client, r, func(body io.Reader) ([]byte, error) { return outbound.Read(body, MaxAnswer) })
+}
+
+// Knock is Call for answers whose body means nothing. It is not kept, because who answers may be anybody.
+func Knock(client *http.Client, r *http.Request) (*Answer, Result) {
+	return call(client, r, func(body io.Reader) ([]byte, error) {
+		n, err := io.Copy(io.Discard, io.LimitReader(body, MaxAnswer+1))
+		if err == nil && n > MaxAnswer {
+			err = outbound.ErrTooLarge
+		}
+		return nil, err
+	})
+}
+
+func call(client *http.Client, r *http.Request, read func(body io.Reader) ([]byte, error)) (*Answer, Result) {
 	resp, err := client.Do(r) //nolint:gosec // the guarded client checks where it leads
 	if err != nil {
 		return nil, Unanswered(err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	body, err := outbound.Read(resp.Body, MaxAnswer)
+	body, err := read(resp.Body)
 	if err != nil {
 		return nil, Unanswered(err)
 	}

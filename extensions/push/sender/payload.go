@@ -20,9 +20,9 @@ func Encode(v any) ([]byte, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
-// Shorten returns a key that is longer than limit as its digest.
+// Shorten returns a key as its digest if it is longer than limit or no value of a header.
 func Shorten(key string, limit int) string {
-	if len(key) <= limit {
+	if len(key) <= limit && strings.IndexFunc(key, func(r rune) bool { return r < ' ' || r > '~' }) < 0 {
 		return key
 	}
 	return Digest(key)

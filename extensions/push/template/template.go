@@ -112,12 +112,16 @@ func (s *Set) Render(locale string, values map[string]any) (Text, error) {
 	return out, nil
 }
 
-// Check renders the text of every language, so that a missing value is found before anything is sent.
+// Check renders the text of every language, so that a missing value, or one of which nothing is left, is found before
+// anything is sent.
 func (s *Set) Check(values map[string]any) error {
 	var problems []error
 	for _, name := range slices.Sorted(maps.Keys(s.byTag)) {
-		if _, err := s.Render(name, values); err != nil {
+		switch text, err := s.Render(name, values); {
+		case err != nil:
 			problems = append(problems, fmt.Errorf("texts.%s.%w", name, err))
+		case text == Text{}:
+			problems = append(problems, fmt.Errorf("texts.%s: says nothing", name))
 		}
 	}
 	return errors.Join(problems...)

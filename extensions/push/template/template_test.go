@@ -89,6 +89,9 @@ func TestMistakes(t *testing.T) {
 	if err := s.Check(map[string]any{"a": "x", "b": 1}); err != nil {
 		t.Error(err)
 	}
+	if err := compile(t, template.Texts{"default": {Title: "a"}, "de": {Body: "{a}"}}).Check(map[string]any{"a": ""}); err == nil {
+		t.Error("a text that says nothing in one language is taken")
+	}
 }
 
 // A value that is too long is cut, and a text cannot be made to grow without bound.

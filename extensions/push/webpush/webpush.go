@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/satchelbase/satchel/extensions/internal/outbound"
 	"github.com/satchelbase/satchel/extensions/push/sender"
@@ -25,6 +26,12 @@ import (
 const (
 	conns   = 8
 	perHost = 256
+)
+
+// Bounds of an answer, which may be that of anybody.
+const (
+	maxID   = 512 // bytes
+	maxWait = 15 * time.Minute
 )
 
 // Subscription is what the browser's PushSubscription.toJSON gives. Other members are ignored.
@@ -123,7 +130,7 @@ func (s *Sender) one(ctx context.Context, p sender.Push, sub Subscription, origi
 	if n.CollapseKey != "" {
 		req.Header.Set("Topic", sender.Topic(n.CollapseKey))
 	}
-	answer, r := sender.Call(s.client, req)
+	answer, r := sender.Knock(s.client, req)
 	if answer == nil {
 		return r
 	}
@@ -136,11 +143,15 @@ func result(a *sender.Answer) sender.Result {
 	r := sender.Result{Code: code, Status: a.Status}
 	switch {
 	case a.Status >= 200 && a.Status < 300:
-		r.Outcome, r.ID, r.Code = sender.Accepted, a.Header.Get("Location"), ""
+		r.Outcome, r.Code = sender.Accepted, ""
+		if id := a.Header.Get("Location"); len(id) <= maxID {
+			r.ID = id
+		}
 	case a.Status == http.StatusNotFound, a.Status == http.StatusGone:
 		r.Outcome = sender.Dead
 	case a.Status == http.StatusTooManyRequests, a.Status >= 500:
-		return sender.Later(a, code)
+		r = sender.Later(a, code)
+		r.After = min(r.After, maxWait)
 	case a.Status == http.StatusUnauthorized, a.Status == http.StatusForbidden:
 		// Of one subscription, not of the key: it was made with another application server key.
 		r.Outcome, r.Detail = sender.Rejected, "the push service refuses the key; the subscription may belong to another one"

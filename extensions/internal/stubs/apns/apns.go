@@ -315,6 +315,8 @@ func headers(h http.Header, body []byte) refusal {
 	switch {
 	case h.Get("apns-topic") == "":
 		return bad("MissingTopic")
+	case !strings.HasPrefix(h.Get("apns-topic"), "com.example."):
+		return bad("TopicDisallowed") // another team's
 	case !strings.HasPrefix(h.Get("apns-topic")+".", Topic+"."):
 		return bad("DeviceTokenNotForTopic")
 	case !slices.Contains(known, kind):

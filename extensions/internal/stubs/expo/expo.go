@@ -10,12 +10,16 @@ import (
 	"io"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 
 	"github.com/satchelbase/satchel/extensions/internal/stubs/inbox"
 	"github.com/satchelbase/satchel/extensions/internal/stubs/loopback"
 )
+
+// Foreign begins the tokens of another project, which Expo refuses together with those of one.
+const Foreign = "foreign"
 
 // Limits of the service.
 const (
@@ -131,6 +135,11 @@ func (s *Server) send(w http.ResponseWriter, r *http.Request) {
 		return
 	case len(targets) == 0:
 		refuse(w, http.StatusBadRequest, "VALIDATION_ERROR", `"to" is required`)
+		return
+	}
+	foreign := func(t target) bool { return strings.HasPrefix(inner(t.token), Foreign) }
+	if slices.ContainsFunc(targets, func(t target) bool { return foreign(t) != foreign(targets[0]) }) {
+		refuse(w, http.StatusBadRequest, "PUSH_TOO_MANY_EXPERIENCE_IDS", "All push notification messages in the same request must be for the same project")
 		return
 	}
 	b := s.Next(inner(targets[0].token))

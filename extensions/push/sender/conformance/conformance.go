@@ -125,7 +125,9 @@ func (s *setup) tokens(n int) []string {
 }
 
 func accepted(t *testing.T, s *setup) {
-	for name, n := range map[string]*sender.Notification{"full": Full(), "silent": Silent(), "plain": plain(), "badge": {Badge: new(int)}} {
+	for name, n := range map[string]*sender.Notification{
+		"full": Full(), "silent": Silent(), "plain": plain(), "badge": {Badge: new(int)}, "key of several lines": {Title: "t", CollapseKey: "a\r\nb: c\x00ü"},
+	} {
 		if err := n.Check(); err != nil {
 			t.Fatal(err)
 		}
