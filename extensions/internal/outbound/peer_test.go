@@ -69,10 +69,15 @@ func cut(w http.ResponseWriter, _ *http.Request) {
 
 func broken(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }
 
+const (
+	brief = 100 * time.Millisecond // for a peer that does not answer
+	ample = 10 * time.Second       // for one that does, also on a busy machine
+)
+
 // ask makes a call as callers do, to the end of the body.
-func ask(t *testing.T, client *http.Client, url string) error {
+func ask(t *testing.T, client *http.Client, url string, within time.Duration) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), within)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader("question"))
 	if err != nil {
@@ -101,7 +106,7 @@ func TestBreakerOfAPeer(t *testing.T) {
 			opened := 0
 			for i := range 40 {
 				var open *outbound.OpenError
-				if err := ask(t, client, bad.URL); errors.As(err, &open) {
+				if err := ask(t, client, bad.URL, brief); errors.As(err, &open) {
 					if opened = i; open.Wait <= 0 || "https://"+open.Host != bad.URL {
 						t.Errorf("%+v", open)
 					}
@@ -113,20 +118,20 @@ func TestBreakerOfAPeer(t *testing.T) {
 			}
 			before := bad.calls.Load()
 			var open *outbound.OpenError
-			if err := ask(t, client, bad.URL); !errors.As(err, &open) || bad.calls.Load() != before {
+			if err := ask(t, client, bad.URL, brief); !errors.As(err, &open) || bad.calls.Load() != before {
 				t.Errorf("a host that does not work is called: %v", err)
 			}
-			if err := ask(t, client, good.URL); err != nil {
+			if err := ask(t, client, good.URL, ample); err != nil {
 				t.Errorf("another host: %v", err)
 			}
 			bad.set(fine)
-			for end := time.Now().Add(10 * time.Second); ask(t, client, bad.URL) != nil; time.Sleep(20 * time.Millisecond) {
+			for end := time.Now().Add(10 * time.Second); ask(t, client, bad.URL, ample) != nil; time.Sleep(20 * time.Millisecond) {
 				if time.Now().After(end) {
 					t.Fatal("the breaker does not close")
 				}
 			}
 			for range 5 {
-				if err := ask(t, client, bad.URL); err != nil {
+				if err := ask(t, client, bad.URL, ample); err != nil {
 					t.Fatalf("closed: %v", err)
 				}
 			}
@@ -141,7 +146,7 @@ func TestBreakerBlamesThePeer(t *testing.T) {
 	t.Cleanup(client.CloseIdleConnections)
 	p.set(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadRequest) })
 	for range 30 {
-		if err := ask(t, client, p.URL); err != nil {
+		if err := ask(t, client, p.URL, ample); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -168,7 +173,7 @@ func TestBreakerBlamesThePeer(t *testing.T) {
 		}
 	}
 	p.set(fine)
-	if err := ask(t, client, p.URL); err != nil {
+	if err := ask(t, client, p.URL, ample); err != nil {
 		t.Error(err)
 	}
 }
@@ -178,16 +183,16 @@ func TestPrivate(t *testing.T) {
 	p := newPeer(t)
 	client := outbound.NewClient(outbound.Options{AllowPrivate: true, Root: p.Certificate()})
 	t.Cleanup(client.CloseIdleConnections)
-	if err := ask(t, client, p.URL); err != nil {
+	if err := ask(t, client, p.URL, ample); err != nil {
 		t.Error(err)
 	}
 	for _, url := range []string{"https://169.254.169.254/latest", "https://[fe80::1]/", "https://100.100.100.200/", "https://0.0.0.0/"} {
-		if err := ask(t, client, url); !errors.Is(err, outbound.ErrAddress) {
+		if err := ask(t, client, url, ample); !errors.Is(err, outbound.ErrAddress) {
 			t.Errorf("%s: %v", url, err)
 		}
 	}
 	// A private address is dialled, whatever is or is not there.
-	if err := ask(t, client, "https://10.255.255.1:9/"); errors.Is(err, outbound.ErrAddress) || errors.Is(err, outbound.ErrPort) {
+	if err := ask(t, client, "https://10.255.255.1:9/", brief); errors.Is(err, outbound.ErrAddress) || errors.Is(err, outbound.ErrPort) {
 		t.Errorf("private: %v", err)
 	}
 }
