@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/satchelbase/satchel/bench/internal/device"
+	"github.com/satchelbase/satchel/bench/internal/pushes"
 	"github.com/satchelbase/satchel/bench/internal/report"
 	"github.com/satchelbase/satchel/bench/internal/seed"
 )
@@ -35,7 +36,7 @@ func TestParse(t *testing.T) {
 
 // TestTargetsNameLanes finds targets that could never be judged.
 func TestTargetsNameLanes(t *testing.T) {
-	lanes := append(names(), versioned, notDurable, accessLane, keyedLane, unrecorded, device.Pull, device.Fold, device.First, device.List)
+	lanes := append(names(), versioned, notDurable, accessLane, keyedLane, unrecorded, device.Pull, device.Fold, device.First, device.List, pushes.Node)
 	for _, row := range rows() {
 		for _, target := range row.targets {
 			if !slices.Contains(lanes, target.Lane) || target.Against != "" && !slices.Contains(lanes, target.Against) {

@@ -27,11 +27,10 @@ const (
 	writeEvery = 5 * time.Millisecond
 )
 
-// The lanes.
-const (
-	satchelLane = "satchel"
-	nodeLane    = "@parse/node-apn"
-)
+const satchelLane = "satchel"
+
+// Node is the lane of the contender.
+const Node = "@parse/node-apn"
 
 // Title of the row.
 const Title = "side row: one notification to all devices, with a delivery row for each"
@@ -48,8 +47,8 @@ func Targets() []report.Target {
 		{Lane: satchelLane, Metric: report.Rate, AtLeast: 2000},
 		{Lane: satchelLane, Metric: report.WriterPush, AtMost: 50},
 		{Lane: satchelLane, Metric: report.Growth, AtMost: 60},
-		{Lane: satchelLane, Metric: report.Rate, Against: nodeLane, AtLeast: 0.8},
-		{Lane: satchelLane, Metric: report.WriterPush, Against: nodeLane, AtMost: 0.5},
+		{Lane: satchelLane, Metric: report.Rate, Against: Node, AtLeast: 0.8},
+		{Lane: satchelLane, Metric: report.WriterPush, Against: Node, AtMost: 0.5},
 	}
 }
 
@@ -81,15 +80,15 @@ func Row(ctx context.Context, o Options, row *report.Row) (spent time.Duration, 
 		return 0, fmt.Errorf("measure satchel: %w", err)
 	}
 	row.Results = append(row.Results, r.result(satchelLane, o.Devices))
-	if _, err := os.Stat(filepath.Join(o.Node, "node_modules", nodeLane)); err != nil || o.Node == "" {
-		row.Notes = append(row.Notes, nodeLane+" did not take part: it is not asked for, or not installed (npm ci in bench/node).")
+	if _, err := os.Stat(filepath.Join(o.Node, "node_modules", Node)); err != nil || o.Node == "" {
+		row.Notes = append(row.Notes, Node+" did not take part: it is not asked for, or not installed (npm ci in bench/node).")
 		return 0, nil
 	}
 	r, spent, err = contend(ctx, o.Node, filepath.Join(dir, "node.db"), p, o.Devices)
 	if err != nil {
-		return spent, fmt.Errorf("measure %s: %w", nodeLane, err)
+		return spent, fmt.Errorf("measure %s: %w", Node, err)
 	}
-	row.Results = append(row.Results, r.result(nodeLane, o.Devices))
+	row.Results = append(row.Results, r.result(Node, o.Devices))
 	return spent, nil
 }
 
