@@ -42,7 +42,7 @@ import (
 
 // Config is read from SATCHEL_PUSH_*. Credentials are none of it: satchel push connect takes them.
 type Config struct {
-	Concurrency int `env:"CONCURRENCY" default:"500" help:"pushes under way at once, for each platform"`
+	Concurrency int `env:"CONCURRENCY" default:"200" help:"pushes under way at once, for each platform"`
 
 	Devices      int      `env:"DEVICES" default:"20" help:"devices of one account; beyond, the one that was seen least recently goes"`
 	DeviceTopics int      `env:"DEVICE_TOPICS" default:"100" help:"topics of one device"`
