@@ -22,11 +22,8 @@ import (
 	"github.com/satchelbase/satchel/extensions/push/sender"
 )
 
-// Bounds of one push service, of which clients can name many: connections, and calls at once.
-const (
-	conns   = 8
-	perHost = 256
-)
+// conns bounds the connections to one push service, of which clients can name many.
+const conns = 8
 
 // Bounds of an answer, which may be that of anybody.
 const (
@@ -64,6 +61,7 @@ func New(c Credentials, o Options) (*Sender, error) {
 		return nil, err
 	}
 	o.Outbound.ConnsPerHost = conns
+	perHost := (o.Size + 1) / 2 // what a client has named cannot keep all calls
 	return &Sender{vapid: v, client: outbound.NewClient(o.Outbound), pool: sender.NewPool(o.Size, perHost, o.Breakers)}, nil
 }
 
