@@ -15,17 +15,13 @@ import (
 
 	"github.com/satchelbase/satchel/extensions"
 	"github.com/satchelbase/satchel/extensions/account/ownership"
+	"github.com/satchelbase/satchel/extensions/internal/pace"
 	"github.com/satchelbase/satchel/extensions/jobs"
 )
 
 const (
 	// portionTime is how long one transaction holds the database's only writer, but for the record that it is at.
 	portionTime = 5 * time.Millisecond
-
-	// longestPause bounds the rest between transactions, which is three times as long as the one before it. While 100 live
-	// clients were told of 100,000 deletions, on the same two cores, the slowest hundredth of other writes waited 56 ms with
-	// a rest of twice as long, and 41 ms with this one; the deletion took no longer.
-	longestPause = 50 * time.Millisecond
 
 	// window is how many ids of a set are held at a time, batch how many of them are looked at together.
 	window = 5000
@@ -321,7 +317,7 @@ func (e *eraser) portion(ctx context.Context, ids []string, do func(context.Cont
 	if err := e.removeFiles(ctx); err != nil {
 		return n, false, err
 	}
-	return n, false, rest(ctx, min(3*held, longestPause))
+	return n, false, pace.Rest(ctx, held)
 }
 
 // removeFiles deletes the folders of records that are gone. PocketBase does so as well, but forgets it when the process
@@ -348,18 +344,6 @@ func (e *eraser) removeFiles(ctx context.Context) error {
 	}
 	e.pos.Files = nil // in the row with the next position
 	return nil
-}
-
-// rest lets other writers come first.
-func rest(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-timer.C:
-		return nil
-	}
 }
 
 // outage reports an error that is not about a record.

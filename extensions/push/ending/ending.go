@@ -32,9 +32,6 @@ const (
 	// portion bounds the rows of one transaction to some milliseconds.
 	portion = 500
 
-	// longestPause bounds the rest after it, which is three times as long as it took.
-	longestPause = 50 * time.Millisecond
-
 	// Settle is how long the totals of a message that has ended may be behind what is learned about it later, so that they
 	// are counted once for many receipts.
 	Settle = time.Minute
@@ -207,14 +204,4 @@ func (m Messages) count(app core.App, id int64, archived int) (written bool, err
 	}
 	n, err := res.RowsAffected()
 	return n > 0, err
-}
-
-// rest lets others write after a transaction that was begun then.
-func rest(ctx context.Context, begun time.Time) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(min(3*time.Since(begun), longestPause)):
-		return nil
-	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
+	"github.com/satchelbase/satchel/extensions/internal/pace"
 	"github.com/satchelbase/satchel/extensions/push/ledger"
 	"github.com/satchelbase/satchel/extensions/push/personal"
 )
@@ -56,7 +57,7 @@ func portions(ctx context.Context, app core.App, from, where string, p dbx.Param
 		if n, err := res.RowsAffected(); err != nil || n < portion {
 			return err
 		}
-		if err := rest(ctx, begun); err != nil {
+		if err := pace.Rest(ctx, time.Since(begun)); err != nil {
 			return err
 		}
 	}
@@ -79,7 +80,7 @@ func (m Messages) archive(ctx context.Context, app core.App, id int64) error {
 		if written, err = m.count(app, id, ledger.Archived); err != nil {
 			return err
 		}
-		if err := rest(ctx, begun); err != nil {
+		if err := pace.Rest(ctx, time.Since(begun)); err != nil {
 			return err
 		}
 	}
@@ -93,7 +94,7 @@ func (m Messages) archive(ctx context.Context, app core.App, id int64) error {
 		if more, err = personal.Unname(app, id, portion); err != nil {
 			return err
 		}
-		if err := rest(ctx, begun); err != nil {
+		if err := pace.Rest(ctx, time.Since(begun)); err != nil {
 			return err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 
+	"github.com/satchelbase/satchel/extensions/internal/pace"
 	"github.com/satchelbase/satchel/extensions/push/ledger"
 )
 
@@ -43,7 +44,7 @@ func (m Messages) stop(ctx context.Context, app core.App, id int64) error {
 		if more, err = m.stopChunk(ctx, app, id); err != nil {
 			return err
 		}
-		if err := rest(ctx, begun); err != nil {
+		if err := pace.Rest(ctx, time.Since(begun)); err != nil {
 			return err
 		}
 	}
@@ -66,7 +67,7 @@ func (m Messages) stop(ctx context.Context, app core.App, id int64) error {
 		if err := app.RunInTransaction(func(tx core.App) error { return m.halt(tx, id, string(list)) }); err != nil {
 			return err
 		}
-		if err := rest(ctx, begun); err != nil {
+		if err := pace.Rest(ctx, time.Since(begun)); err != nil {
 			return err
 		}
 	}

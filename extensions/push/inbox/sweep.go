@@ -9,6 +9,8 @@ import (
 	"github.com/pocketbase/dbx"
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/types"
+
+	"github.com/satchelbase/satchel/extensions/internal/pace"
 )
 
 // sweepPortion is how many entries are changed in a transaction.
@@ -70,10 +72,8 @@ func (i *Inbox) drop(ctx context.Context, app core.App, c *core.Collection, quer
 		if err := app.RunInTransaction(func(tx core.App) error { return i.remove(ctx, tx, c, ids) }); err != nil {
 			return fmt.Errorf("delete old entries of the inbox: %w", err)
 		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(min(3*time.Since(begun), longestPause)):
+		if err := pace.Rest(ctx, time.Since(begun)); err != nil {
+			return err
 		}
 	}
 }

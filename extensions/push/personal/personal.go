@@ -17,6 +17,7 @@ import (
 	"github.com/pocketbase/pocketbase/core"
 	"github.com/pocketbase/pocketbase/tools/hook"
 
+	"github.com/satchelbase/satchel/extensions/internal/pace"
 	"github.com/satchelbase/satchel/extensions/push/device"
 	"github.com/satchelbase/satchel/extensions/push/ledger"
 	"github.com/satchelbase/satchel/extensions/push/message"
@@ -37,9 +38,6 @@ type Outbox struct {
 const (
 	// portion is how many messages are looked at in a transaction, for which all other writers wait.
 	portion = 10
-
-	// longestPause bounds the rest between two, which is three times as long as the one before.
-	longestPause = 50 * time.Millisecond
 
 	// erased stands where the id of an account was. No record has it: it is too short.
 	erased = "(deleted)"
@@ -115,17 +113,7 @@ func (o Outbox) turn(ctx context.Context, app core.App, collection string, ids [
 	if err != nil {
 		return nil, err
 	}
-	return left, rest(ctx, begun)
-}
-
-// rest lets others write after a transaction that was begun then.
-func rest(ctx context.Context, begun time.Time) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(min(3*time.Since(begun), longestPause)):
-		return nil
-	}
+	return left, pace.Rest(ctx, time.Since(begun))
 }
 
 // Clear does most of the work before the account is deleted, in short transactions with rests in between.
@@ -139,7 +127,7 @@ func (o Outbox) Clear(ctx context.Context, app core.App, account *core.Record) e
 		if err != nil {
 			return err
 		}
-		if err := rest(ctx, begun); err != nil {
+		if err := pace.Rest(ctx, time.Since(begun)); err != nil {
 			return err
 		}
 	}
